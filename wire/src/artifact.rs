@@ -1,0 +1,80 @@
+//! How a node fetches compiled WASM code from the master, on connections of
+//! its own (ALPN `pinnace-blob/1`) that never block the control link.
+//!
+//! ```text
+//! agent → master   u16 length (LE), postcard of BlobRequestV1
+//! master → agent   u16 length (LE), postcard of BlobResponseV1
+//! master → agent   the bytes from `offset` on, if Ready
+//! ```
+//!
+//! One request a connection. The master compiles on the first request for a
+//! (module, target) and says [`BlobResponseV1::Wait`] while it does; the agent
+//! asks again.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Uid;
+use crate::node::WasmTargetV1;
+
+/// Asks for the compiled code of one container's module.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlobRequestV1 {
+    /// A pod of this node; the master serves only what its pods name.
+    pub pod: Uid,
+    /// The container whose image is asked for.
+    pub container: String,
+    /// What the node can map.
+    pub target: WasmTargetV1,
+    /// First byte wanted, to go on after a cut.
+    pub offset: u64,
+}
+
+/// The answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BlobResponseV1 {
+    /// The bytes follow.
+    Ready(ArtifactV1),
+    /// It is being resolved or compiled: ask again after this many milliseconds.
+    Wait(u32),
+    /// It cannot be had: a reason (`ErrImagePull`, `InvalidModule`, `Forbidden`, …) and a
+    /// sentence for people.
+    Failed(String, String),
+}
+
+/// Compiled code, described and signed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArtifactV1 {
+    /// `sha256:…` of the portable module.
+    pub module: String,
+    /// What it was compiled for.
+    pub target: WasmTargetV1,
+    /// SHA-256 of the compiled bytes.
+    pub sha256: [u8; 32],
+    /// Number of compiled bytes.
+    pub size: u64,
+    /// Ed25519 over [`ArtifactV1::signed_bytes`], by the cluster's artifact key.
+    pub signature: Vec<u8>,
+}
+
+impl ArtifactV1 {
+    /// What the signature covers: a domain tag, and every other field with its length.
+    #[must_use]
+    pub fn signed_bytes(&self) -> Vec<u8> {
+        let profile = self.target.profile.to_le_bytes();
+        let size = self.size.to_le_bytes();
+        let parts: [&[u8]; 6] = [
+            self.module.as_bytes(),
+            self.target.engine.as_bytes(),
+            self.target.target.as_bytes(),
+            &profile,
+            &self.sha256,
+            &size,
+        ];
+        let mut bytes = b"pinnace-artifact-1\0".to_vec();
+        for part in parts {
+            bytes.extend_from_slice(&(part.len() as u64).to_le_bytes());
+            bytes.extend_from_slice(part);
+        }
+        bytes
+    }
+}

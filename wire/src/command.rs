@@ -1,0 +1,98 @@
+//! What the master asks of a node at once, and the byte streams that follow.
+//!
+//! A stream (logs now; exec, attach and port-forward later) never runs over
+//! MQTT by default: the master sends [`CommandV1::OpenStream`] with a one-time
+//! ticket, and the agent dials the node port with ALPN `pinnace-stream/1`,
+//! presents the ticket, and the two ends talk in frames:
+//!
+//! ```text
+//! agent → master   u16 length (LE), postcard of StreamHelloV1
+//! both, then       u8 channel, u24 length (LE), bytes        (at most 64 KiB a frame)
+//! ```
+//!
+//! | channel | direction | content |
+//! | --- | --- | --- |
+//! | 1 | agent → master | stdout, or log lines |
+//! | 2 | agent → master | stderr |
+//! | 3 | agent → master | postcard of [`StreamEndV1`], the last frame |
+//! | 0 | master → agent | stdin |
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Epoch, Uid};
+
+/// A command and what makes it safe to repeat: a node runs each counter once,
+/// and none that was meant for another store or boot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommandEnvelopeV1 {
+    /// The store of the master that sends it.
+    pub epoch: Epoch,
+    /// The boot of the agent it is meant for.
+    pub boot_id: Uid,
+    /// Grows with every command to this boot.
+    pub counter: u64,
+    /// What is asked.
+    pub command: CommandV1,
+}
+
+/// What the master asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CommandV1 {
+    /// Say hello again.
+    Resync,
+    /// Send a full report.
+    ReportAll,
+    /// Dial back with `ticket` and serve a stream.
+    OpenStream {
+        /// Proves to the master which stream the connection is for. Valid once, for 10 s.
+        ticket: [u8; 16],
+        /// What to serve.
+        stream: StreamV1,
+    },
+}
+
+/// What a stream serves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StreamV1 {
+    /// A container's log.
+    Logs(LogsV1),
+}
+
+/// Which part of a container's log.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogsV1 {
+    /// The pod.
+    pub uid: Uid,
+    /// The container's name.
+    pub container: String,
+    /// Go on with new lines until the container ends.
+    pub follow: bool,
+    /// The run before the current one.
+    pub previous: bool,
+    /// Put the time in front of each line.
+    pub timestamps: bool,
+    /// Only the last lines.
+    pub tail_lines: Option<u64>,
+    /// Only lines written at or after this time, in milliseconds since 1970.
+    pub since_ms: Option<u64>,
+    /// Most bytes sent.
+    pub limit_bytes: Option<u64>,
+}
+
+/// The first message of the agent on a stream connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamHelloV1 {
+    /// The ticket of [`CommandV1::OpenStream`].
+    pub ticket: [u8; 16],
+}
+
+/// How a stream ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StreamEndV1 {
+    /// All was sent.
+    Done,
+    /// The pod, container or run is not on this node.
+    NotFound(String),
+    /// It could not be served.
+    Failed(String),
+}

@@ -1,0 +1,45 @@
+//! What crosses the link between the master and its nodes: topics, the
+//! envelope, and the messages inside it. No I/O, and nothing of Kubernetes:
+//! [`pod::PodV1`] is what a node needs to run a pod, filled by the master.
+//!
+//! Bodies are postcard of the closed structs of this crate. postcard does not
+//! describe itself, so the rules of evolution are strict:
+//!
+//! 1. A published struct never changes. A new form is a new struct with a new
+//!    [`envelope::Kind`], and a sender uses the newest that both sides know
+//!    (`proto_max` in [`node::HelloV1`]).
+//! 2. Enums grow at the end only, and a new variant is sent only to a peer
+//!    whose `caps` say it knows it.
+//! 3. Optional additions travel as [`Ext`]: tags a reader does not know are
+//!    skipped.
+//! 4. No `flatten`, `untagged`, `skip_serializing_if`, `serde_json::Value`,
+//!    `usize` or `HashMap`: none survives postcard.
+
+pub mod artifact;
+pub mod command;
+pub mod enrol;
+pub mod node;
+pub mod pod;
+pub mod set;
+pub mod status;
+pub mod topic;
+
+/// Optional additions to a published struct: tag and bytes. Unknown tags are
+/// skipped; no tag is given out yet.
+pub type Ext = Vec<(u16, Vec<u8>)>;
+
+/// The identity of an object, as its 16 bytes (RFC 9562).
+pub type Uid = [u8; 16];
+
+/// The identity of a store: made with it, and anew when a backup is restored.
+pub type Epoch = u128;
+
+/// The ALPN name of the artifact protocol on the node port, see [`artifact`].
+pub const ALPN_BLOB: &[u8] = b"pinnace-blob/1";
+/// The ALPN name of byte streams on the node port, see [`command`].
+pub const ALPN_STREAM: &[u8] = b"pinnace-stream/1";
+/// The ALPN name of MQTT on the node port; a client that offers none gets MQTT too.
+pub const ALPN_MQTT: &[u8] = b"mqtt";
+/// The name in the master's certificate, which agents verify whatever the
+/// address they dialled.
+pub const MASTER_SERVER_NAME: &str = "pinnace-master";

@@ -1,0 +1,127 @@
+//! What a node says about itself and about the link.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Epoch, Ext, Uid};
+
+/// The first message on every connection, and again until it is answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HelloV1 {
+    /// Made anew at every start of the agent.
+    pub boot_id: Uid,
+    /// Grows with every connection of this boot.
+    pub conn_seq: u32,
+    /// The store the node's set came from; 0 for none.
+    pub epoch: Epoch,
+    /// The revision of the set the node has applied and stored; 0 for none.
+    pub have_revision: u64,
+    /// Oldest protocol version the agent speaks.
+    pub proto_min: u8,
+    /// Newest protocol version the agent speaks.
+    pub proto_max: u8,
+    /// Optional abilities, one bit each; none is given out yet.
+    pub caps: u64,
+    /// What the node is.
+    pub info: NodeInfoV1,
+    /// Pods that run on the node, as (uid, generation): for a master whose
+    /// store was restored.
+    pub running: Vec<(Uid, u64)>,
+}
+
+/// What the node is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeInfoV1 {
+    /// Version of the agent.
+    pub agent_version: String,
+    /// `amd64`, `arm64`, `arm`, … as images name it.
+    pub arch: String,
+    /// `v7`, `v8` or empty.
+    pub arch_variant: String,
+    /// Kernel release.
+    pub kernel: String,
+    /// `PRETTY_NAME` of os-release.
+    pub os_image: String,
+    /// `/etc/machine-id`, or what the agent made in its place.
+    pub machine_id: String,
+    /// `/proc/sys/kernel/random/boot_id`.
+    pub kernel_boot_id: String,
+    /// The machine's host name.
+    pub hostname: String,
+    /// The address of the link's local end.
+    pub address: String,
+    /// Cores, in millicores.
+    pub cpu_millis: u64,
+    /// Memory, in bytes.
+    pub memory_bytes: u64,
+    /// Disk under the state folder, in bytes.
+    pub disk_bytes: u64,
+    /// Most pods.
+    pub pods_max: u32,
+    /// Whether OCI containers can run.
+    pub oci: bool,
+    /// What WASM code the node runs; `None` where it cannot.
+    pub wasm: Option<WasmTargetV1>,
+    /// The board's name; empty where unknown.
+    pub board: String,
+    /// What is missing or wrong on the board, as (condition, message).
+    pub findings: Vec<(String, String)>,
+    /// Labels that the token gave.
+    pub labels: Vec<(String, String)>,
+    /// Room for later fields.
+    pub ext: Ext,
+}
+
+/// Which compiled WASM code a node can map.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct WasmTargetV1 {
+    /// Version of wasmtime on the node.
+    pub engine: String,
+    /// `x86_64-unknown-linux-gnu`, `aarch64-unknown-linux-gnu`, `pulley32`, …
+    pub target: String,
+    /// Version of the engine settings that both sides compile with.
+    pub profile: u32,
+}
+
+/// Answer to a [`HelloV1`] whose set is the newest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpToDateV1 {
+    /// The store.
+    pub epoch: Epoch,
+    /// The revision both sides have.
+    pub revision: u64,
+}
+
+/// The node has applied a set and stored it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppliedV1 {
+    /// The store.
+    pub epoch: Epoch,
+    /// The revision now on the node's disk.
+    pub revision: u64,
+    /// The connection it is sent on.
+    pub conn_seq: u32,
+}
+
+/// The node lives. Without acknowledgement (QoS 0).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeartbeatV1 {
+    /// Which boot of the agent.
+    pub boot_id: Uid,
+    /// The connection it is sent on.
+    pub conn_seq: u32,
+    /// The store of the applied set.
+    pub epoch: Epoch,
+    /// The revision on the node's disk.
+    pub revision: u64,
+    /// Newest report the node has made; the master asks where it has not seen it.
+    pub report_seq: u64,
+}
+
+/// The link ended without a goodbye (the MQTT will).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GoneV1 {
+    /// Which boot of the agent.
+    pub boot_id: Uid,
+    /// The connection that ended.
+    pub conn_seq: u32,
+}

@@ -1,0 +1,82 @@
+//! What a node is to run: always the whole set, with the store's epoch and a
+//! revision that only grows. A delta is an optimisation with a base revision.
+
+use serde::{Deserialize, Serialize};
+
+use crate::pod::{KeysV1, PodV1};
+use crate::{Epoch, Ext, Uid};
+
+/// One thing of a node's set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ItemV1 {
+    /// Identity of the object the item was made from.
+    pub uid: Uid,
+    /// The store revision at which the item last changed. Same uid and same
+    /// generation: the same item, and nothing restarts.
+    pub generation: u64,
+    /// The item itself.
+    pub body: BodyV1,
+}
+
+/// What an item is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BodyV1 {
+    /// How the node itself is set up. At most one a set.
+    Node(NodeConfigV1),
+    /// A pod.
+    Pod(Box<PodV1>),
+    /// A ConfigMap or Secret that a pod of the set uses.
+    Keys(KeysV1),
+}
+
+/// How the node itself is set up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeConfigV1 {
+    /// The addresses this node gives to pods, such as `10.42.3.0/24`.
+    pub pod_cidr: String,
+    /// Time between two heartbeats, in seconds (the node's profile).
+    pub heartbeat_s: u32,
+    /// The Ed25519 public key that signs WASM artifacts.
+    pub artifact_key: [u8; 32],
+    /// Room for later fields.
+    pub ext: Ext,
+}
+
+/// The whole set of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotV1 {
+    /// The store this set comes from.
+    pub epoch: Epoch,
+    /// The store revision at which the set was lowered; only grows within an epoch.
+    pub revision: u64,
+    /// Every item, sorted by uid.
+    pub items: Vec<ItemV1>,
+}
+
+/// What changed between two revisions of a set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeltaV1 {
+    /// The store this set comes from.
+    pub epoch: Epoch,
+    /// The revision that this delta changes; another one means a gap.
+    pub base_revision: u64,
+    /// The revision after it.
+    pub revision: u64,
+    /// Items that are new or changed.
+    pub upsert: Vec<ItemV1>,
+    /// Items that are gone.
+    pub remove: Vec<Uid>,
+}
+
+/// One part of a message that is too large for one packet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartV1 {
+    /// SHA-256 of the whole message, which also names it.
+    pub sha256: [u8; 32],
+    /// This part, from 0.
+    pub index: u16,
+    /// Number of parts.
+    pub n_parts: u16,
+    /// The bytes of this part.
+    pub bytes: Vec<u8>,
+}

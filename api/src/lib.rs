@@ -9,6 +9,10 @@
 //! 197 MB so, and 19 MB as bytes).
 
 pub mod key;
+pub mod names;
+pub mod quantity;
+pub mod resource;
+pub mod selector;
 
 pub use key::ObjectKey;
 pub use serde_json::Value;

@@ -47,7 +47,7 @@ const REPLICA_SET: GroupVersionKind = kind("apps", "v1", "ReplicaSet");
 const SCALE: GroupVersionKind = kind("autoscaling", "v1", "Scale");
 
 /// The table; core first, then by group, each by plural.
-pub(super) const RESOURCES: &[Resource] = &[
+pub(super) static RESOURCES: &[Resource] = &[
     Resource {
         group: "",
         version: "v1",

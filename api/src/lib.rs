@@ -12,6 +12,7 @@ pub mod key;
 pub mod names;
 pub mod quantity;
 pub mod resource;
+pub mod schema;
 pub mod selector;
 
 pub use key::ObjectKey;

@@ -9,11 +9,14 @@
 //! 197 MB so, and 19 MB as bytes).
 
 pub mod key;
+pub mod meta;
 pub mod names;
 pub mod quantity;
 pub mod resource;
 pub mod schema;
 pub mod selector;
+pub mod time;
+pub mod view;
 
 pub use key::ObjectKey;
 pub use serde_json::Value;

@@ -18,10 +18,13 @@
 pub mod artifact;
 pub mod command;
 pub mod enrol;
+pub mod envelope;
 pub mod node;
+pub mod part;
 pub mod pod;
 pub mod set;
 pub mod status;
+pub mod token;
 pub mod topic;
 
 /// Optional additions to a published struct: tag and bytes. Unknown tags are
@@ -40,6 +43,15 @@ pub const ALPN_BLOB: &[u8] = b"pinnace-blob/1";
 pub const ALPN_STREAM: &[u8] = b"pinnace-stream/1";
 /// The ALPN name of MQTT on the node port; a client that offers none gets MQTT too.
 pub const ALPN_MQTT: &[u8] = b"mqtt";
+/// Most bytes of one MQTT packet, in both directions.
+pub const PACKET_BYTES_MAX: usize = 1 << 20;
+/// Most bytes of a message that travels in one packet; a larger one is split
+/// ([`part`]).
+pub const MESSAGE_BYTES_MAX: usize = 256 << 10;
+/// Most bytes of a message in parts, and of any body once it is inflated.
+pub const ASSEMBLED_BYTES_MAX: usize = 16 << 20;
+/// The protocol version this crate speaks (`proto_min` and `proto_max`).
+pub const PROTOCOL_VERSION: u8 = 1;
 /// The name in the master's certificate, which agents verify whatever the
 /// address they dialled.
 pub const MASTER_SERVER_NAME: &str = "pinnace-master";

@@ -15,6 +15,9 @@ pub struct HelloV1 {
     pub epoch: Epoch,
     /// The revision of the set the node has applied and stored; 0 for none.
     pub have_revision: u64,
+    /// [`crate::set::digest_input`] of that set, as SHA-256 cut to 16 bytes. A master
+    /// that restarted sends nothing to a node whose set it would only repeat.
+    pub set_digest: [u8; 16],
     /// Oldest protocol version the agent speaks.
     pub proto_min: u8,
     /// Newest protocol version the agent speaks.
@@ -100,6 +103,16 @@ pub struct AppliedV1 {
     pub revision: u64,
     /// The connection it is sent on.
     pub conn_seq: u32,
+}
+
+/// How much of a message in parts has arrived, see [`crate::part`]. The master
+/// keeps a window of parts on the way, so no queue holds a whole large set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartAckV1 {
+    /// The message.
+    pub sha256: [u8; 32],
+    /// Parts that arrived, counted from the first without a gap.
+    pub n_have: u16,
 }
 
 /// The node lives. Without acknowledgement (QoS 0).

@@ -53,6 +53,20 @@ pub struct SnapshotV1 {
     pub items: Vec<ItemV1>,
 }
 
+/// The bytes that [`crate::node::HelloV1::set_digest`] is the hash of: uid and
+/// generation of every item, sorted by uid.
+#[must_use]
+pub fn digest_input(items: &[ItemV1]) -> Vec<u8> {
+    let mut names: Vec<(Uid, u64)> = items.iter().map(|item| (item.uid, item.generation)).collect();
+    names.sort_unstable();
+    let mut bytes = Vec::with_capacity(names.len() * 24);
+    for (uid, generation) in names {
+        bytes.extend_from_slice(&uid);
+        bytes.extend_from_slice(&generation.to_le_bytes());
+    }
+    bytes
+}
+
 /// What changed between two revisions of a set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeltaV1 {
@@ -68,7 +82,7 @@ pub struct DeltaV1 {
     pub remove: Vec<Uid>,
 }
 
-/// One part of a message that is too large for one packet.
+/// One part of a message that is too large for one packet, see [`crate::part`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartV1 {
     /// SHA-256 of the whole message, which also names it.

@@ -1,0 +1,475 @@
+//! The bytes of every message, frozen: a program of last year and one of next
+//! year read each other's messages. `UPDATE_EXPECT=1` writes the bytes of a
+//! *new* kind to `golden.txt`; a line that is there never changes.
+
+use expect_test::expect_file;
+use pinnace_wire::command::{CommandEnvelopeV1, CommandV1, LogsV1, StreamV1};
+use pinnace_wire::enrol::{JoinRequestV1, JoinResponseV1};
+use pinnace_wire::envelope::{
+    BLOCK_BYTES_MAX, Decoded, Envelope, EnvelopeError, Kind, Limit, Message, decode,
+    decode_assembled, encode,
+};
+use pinnace_wire::node::{
+    AppliedV1, GoneV1, HeartbeatV1, HelloV1, NodeInfoV1, PartAckV1, UpToDateV1, WasmTargetV1,
+};
+use pinnace_wire::pod::{
+    ContainerV1, EnvFromV1, EnvV1, EnvValueV1, KeyPathV1, KeysV1, MountV1, PodV1, PortV1,
+    ProtocolV1, PullPolicyV1, ResourcesV1, RestartPolicyV1, RuntimeV1, SecurityV1, SourceV1,
+    VolumeSourceV1, VolumeV1,
+};
+use pinnace_wire::set::{BodyV1, DeltaV1, ItemV1, NodeConfigV1, PartV1, SnapshotV1};
+use pinnace_wire::status::{
+    ContainerStatusV1, EventV1, PhaseV1, PodStatusV1, ReportAckV1, ReportV1, StateV1, TerminatedV1,
+};
+use proptest::prelude::*;
+
+const EPOCH: u128 = 0x0011_2233_4455_6677_8899_aabb_ccdd_eeff;
+const BOOT: [u8; 16] = [0xb0; 16];
+
+fn pod() -> PodV1 {
+    PodV1 {
+        uid: [1; 16],
+        namespace: "default".into(),
+        name: "web".into(),
+        labels: vec![("app".into(), "web".into())],
+        annotations: vec![],
+        hostname: "web".into(),
+        service_account: "default".into(),
+        containers: vec![ContainerV1 {
+            name: "main".into(),
+            image: "registry/web:1".into(),
+            digest: "sha256:00".into(),
+            runtime: RuntimeV1::Wasm,
+            pull_policy: PullPolicyV1::IfNotPresent,
+            command: vec!["/bin/web".into()],
+            args: vec!["-v".into()],
+            working_dir: "/".into(),
+            env_from: vec![EnvFromV1 {
+                prefix: "P_".into(),
+                source: SourceV1::ConfigMap("settings".into()),
+                optional: true,
+            }],
+            env: vec![
+                EnvV1 { name: "A".into(), value: EnvValueV1::Literal("1".into()) },
+                EnvV1 {
+                    name: "B".into(),
+                    value: EnvValueV1::Key {
+                        source: SourceV1::Secret("s".into()),
+                        key: "k".into(),
+                        optional: false,
+                    },
+                },
+                EnvV1 { name: "C".into(), value: EnvValueV1::Field("metadata.name".into()) },
+                EnvV1 {
+                    name: "D".into(),
+                    value: EnvValueV1::Resource {
+                        container: String::new(),
+                        resource: "limits.memory".into(),
+                        divisor_millis: 1000,
+                    },
+                },
+            ],
+            mounts: vec![MountV1 {
+                volume: "keys".into(),
+                path: "/etc/keys".into(),
+                sub_path: String::new(),
+                read_only: true,
+            }],
+            resources: ResourcesV1 {
+                cpu_request_millis: 10,
+                cpu_limit_millis: 500,
+                memory_request_bytes: 1 << 20,
+                memory_limit_bytes: 64 << 20,
+            },
+            security: SecurityV1 {
+                run_as_user: Some(1000),
+                run_as_group: None,
+                run_as_non_root: true,
+                read_only_root: true,
+                no_new_privileges: true,
+                capabilities_add: vec!["NET_BIND_SERVICE".into()],
+                capabilities_drop: vec!["ALL".into()],
+            },
+            ports: vec![PortV1 { name: "http".into(), port: 80, protocol: ProtocolV1::Tcp }],
+            ext: vec![],
+        }],
+        volumes: vec![
+            VolumeV1 {
+                name: "keys".into(),
+                source: VolumeSourceV1::Keys {
+                    source: SourceV1::Secret("s".into()),
+                    items: vec![KeyPathV1 { key: "k".into(), path: "k".into(), mode: Some(0o400) }],
+                    default_mode: 0o644,
+                    optional: false,
+                },
+            },
+            VolumeV1 {
+                name: "tmp".into(),
+                source: VolumeSourceV1::EmptyDir { memory: true, limit_bytes: 1 << 20 },
+            },
+        ],
+        restart_policy: RestartPolicyV1::OnFailure,
+        termination_grace_s: 30,
+        deletion_grace_s: Some(5),
+        ext: vec![(7, vec![1, 2])],
+    }
+}
+
+fn status() -> PodStatusV1 {
+    let ended = TerminatedV1 {
+        exit_code: 137,
+        reason: "OOMKilled".into(),
+        message: String::new(),
+        started_ms: 1,
+        finished_ms: 2,
+        container_id: "c0".into(),
+    };
+    let container = |state| ContainerStatusV1 {
+        name: "main".into(),
+        image: "registry/web:1".into(),
+        image_id: "sha256:00".into(),
+        runtime: RuntimeV1::Oci,
+        container_id: "c1".into(),
+        restarts: 1,
+        ready: true,
+        state,
+        last: Some(ended.clone()),
+    };
+    PodStatusV1 {
+        uid: [1; 16],
+        namespace: "default".into(),
+        name: "web".into(),
+        generation: 42,
+        phase: PhaseV1::Running,
+        reason: String::new(),
+        message: String::new(),
+        pod_ip: "10.42.0.2".into(),
+        started_ms: 1_700_000_000_000,
+        containers: vec![
+            container(StateV1::Running { started_ms: 3 }),
+            container(StateV1::Waiting { reason: "ErrImagePull".into(), message: "no".into() }),
+            container(StateV1::Terminated(ended.clone())),
+        ],
+        terminated: false,
+    }
+}
+
+fn samples() -> Vec<Message> {
+    let config = NodeConfigV1 {
+        pod_cidr: "10.42.3.0/24".into(),
+        heartbeat_s: 60,
+        artifact_key: [5; 32],
+        ext: vec![],
+    };
+    let keys = KeysV1 {
+        namespace: "default".into(),
+        source: SourceV1::ConfigMap("settings".into()),
+        data: vec![("k".into(), vec![1, 2, 3])],
+        ext: vec![],
+    };
+    let item = |uid, body| ItemV1 { uid: [uid; 16], generation: 42, body };
+    let items = vec![
+        item(0, BodyV1::Node(config)),
+        item(1, BodyV1::Pod(Box::new(pod()))),
+        item(2, BodyV1::Keys(keys)),
+    ];
+    let command = |command| CommandEnvelopeV1 { epoch: EPOCH, boot_id: BOOT, counter: 3, command };
+    let logs = LogsV1 {
+        uid: [1; 16],
+        container: "main".into(),
+        follow: true,
+        previous: false,
+        timestamps: true,
+        tail_lines: Some(10),
+        since_ms: None,
+        limit_bytes: Some(1 << 20),
+    };
+    vec![
+        Message::Snapshot(SnapshotV1 { epoch: EPOCH, revision: 300, items: items.clone() }),
+        Message::Delta(DeltaV1 {
+            epoch: EPOCH,
+            base_revision: 299,
+            revision: 300,
+            upsert: items[..1].to_vec(),
+            remove: vec![[9; 16]],
+        }),
+        Message::Part(PartV1 { sha256: [3; 32], index: 1, n_parts: 2, bytes: vec![1, 2, 3] }),
+        Message::UpToDate(UpToDateV1 { epoch: EPOCH, revision: 300 }),
+        Message::Command(command(CommandV1::Resync)),
+        Message::Command(command(CommandV1::ReportAll)),
+        Message::Command(command(CommandV1::OpenStream {
+            ticket: [4; 16],
+            stream: StreamV1::Logs(logs),
+        })),
+        Message::ReportAck(ReportAckV1 { boot_id: BOOT, seq: 8 }),
+        Message::Hello(HelloV1 {
+            boot_id: BOOT,
+            conn_seq: 2,
+            epoch: EPOCH,
+            have_revision: 300,
+            set_digest: [6; 16],
+            proto_min: 1,
+            proto_max: 1,
+            caps: 0,
+            info: NodeInfoV1 {
+                agent_version: "0.1.0".into(),
+                arch: "arm".into(),
+                arch_variant: "v7".into(),
+                kernel: "6.1".into(),
+                os_image: "Debian".into(),
+                machine_id: "m".into(),
+                kernel_boot_id: "k".into(),
+                hostname: "board".into(),
+                address: "192.0.2.1".into(),
+                cpu_millis: 4000,
+                memory_bytes: 1 << 30,
+                disk_bytes: 1 << 34,
+                pods_max: 110,
+                oci: true,
+                wasm: Some(WasmTargetV1 {
+                    engine: "48".into(),
+                    target: "pulley32".into(),
+                    profile: 1,
+                }),
+                board: "rpi3".into(),
+                findings: vec![("MemoryCgroup".into(), "off".into())],
+                labels: vec![("zone".into(), "a".into())],
+                ext: vec![],
+            },
+            running: vec![([1; 16], 42)],
+        }),
+        Message::Heartbeat(HeartbeatV1 {
+            boot_id: BOOT,
+            conn_seq: 2,
+            epoch: EPOCH,
+            revision: 300,
+            report_seq: 8,
+        }),
+        Message::Applied(AppliedV1 { epoch: EPOCH, revision: 300, conn_seq: 2 }),
+        Message::Report(ReportV1 {
+            boot_id: BOOT,
+            seq: 8,
+            full: true,
+            pods: vec![status()],
+            events: vec![EventV1 {
+                uid: [1; 16],
+                namespace: "default".into(),
+                name: "web".into(),
+                container: "main".into(),
+                warning: true,
+                reason: "BackOff".into(),
+                message: "back-off".into(),
+                at_ms: 5,
+            }],
+            ext: vec![],
+        }),
+        Message::Gone(GoneV1 { boot_id: BOOT, conn_seq: 2 }),
+        Message::PartAck(PartAckV1 { sha256: [3; 32], n_have: 1 }),
+        Message::JoinRequest(JoinRequestV1 {
+            token_id: "a1b2".into(),
+            node: "board".into(),
+            nonce: [2; 16],
+            csr: vec![0x30, 0x00],
+            mac: [8; 32],
+        }),
+        Message::JoinResponse(JoinResponseV1::Issued {
+            certificate: vec![0x30, 0x01],
+            ca: vec![0x30, 0x02],
+            artifact_key: [5; 32],
+            labels: vec![("zone".into(), "a".into())],
+            mac: [8; 32],
+        }),
+        Message::JoinResponse(JoinResponseV1::Denied("token used up".into())),
+    ]
+}
+
+fn bytes_of(message: &Message) -> Vec<u8> {
+    match message {
+        Message::Snapshot(body) => encode(body),
+        Message::Delta(body) => encode(body),
+        Message::Part(body) => encode(body),
+        Message::UpToDate(body) => encode(body),
+        Message::Command(body) => encode(body),
+        Message::ReportAck(body) => encode(body),
+        Message::Hello(body) => encode(body),
+        Message::Heartbeat(body) => encode(body),
+        Message::Applied(body) => encode(body),
+        Message::Report(body) => encode(body),
+        Message::Gone(body) => encode(body),
+        Message::PartAck(body) => encode(body),
+        Message::JoinRequest(body) => encode(body),
+        Message::JoinResponse(body) => encode(body),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    (0..text.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
+        .collect()
+}
+
+#[test]
+fn the_bytes_of_every_message_are_frozen() {
+    let lines: String = samples()
+        .iter()
+        .map(|message| format!("{:?} {}\n", message.kind(), hex(&bytes_of(message))))
+        .collect();
+    expect_file!["golden.txt"].assert_eq(&lines);
+}
+
+#[test]
+fn frozen_bytes_read_as_the_message_they_were_made_from() {
+    let golden = include_str!("golden.txt");
+    assert_eq!(golden.lines().count(), samples().len());
+    for (line, message) in golden.lines().zip(samples()) {
+        let (name, hex) = line.split_once(' ').unwrap();
+        assert_eq!(decode(&unhex(hex)), Ok(Decoded::Message(message)), "{name}");
+    }
+}
+
+#[test]
+fn every_kind_has_a_sample() {
+    for kind in Kind::ALL {
+        assert!(samples().iter().any(|message| message.kind() == *kind), "{kind:?}");
+    }
+}
+
+#[test]
+fn every_truncation_and_every_added_byte_is_an_error() {
+    for message in samples() {
+        let bytes = bytes_of(&message);
+        for end in 0..bytes.len() {
+            assert!(decode(&bytes[..end]).is_err(), "{:?} cut at {end}", message.kind());
+        }
+        let longer = [&bytes[..], &[0]].concat();
+        assert_eq!(decode(&longer), Err(EnvelopeError::Trailing(message.kind(), 1)));
+    }
+}
+
+#[test]
+fn headers_are_checked_one_by_one() {
+    let good = encode(&UpToDateV1 { epoch: 1, revision: 1 });
+    let with = |at: usize, byte: u8| {
+        let mut bytes = good.clone();
+        bytes[at] = byte;
+        decode(&bytes)
+    };
+    assert_eq!(decode(&[]), Err(EnvelopeError::Truncated(0)));
+    assert_eq!(decode(b"{}"), Err(EnvelopeError::Magic(b'{')));
+    assert_eq!(with(1, 2), Err(EnvelopeError::Major(2)));
+    assert_eq!(with(2, 0xfe), Ok(Decoded::Ignored { kind: 0xfe }));
+    for flags in 8..=255 {
+        assert_eq!(with(3, flags), Err(EnvelopeError::Flags(flags)), "{flags}");
+    }
+    let huge = vec![0xe7; pinnace_wire::PACKET_BYTES_MAX + 1];
+    assert!(matches!(decode(&huge), Err(EnvelopeError::TooLarge(..))));
+}
+
+#[test]
+fn seal_and_signature_have_their_place() {
+    let plain = Envelope::of(&UpToDateV1 { epoch: 1, revision: 300 });
+    let signed = Envelope { signature: Some(vec![0xaa; 65].into()), ..plain.clone() };
+    let bytes = signed.to_bytes();
+    assert_eq!(
+        hex(&bytes[..8]),
+        "e7010402" /* header */
+            .to_owned()
+            + "4100aaaa"
+    );
+    let parsed = Envelope::parse(&bytes, Limit::Packet).unwrap();
+    assert_eq!(parsed, signed);
+    // What is signed does not change with the signature.
+    assert_eq!(parsed.signed_bytes(), signed.signed_bytes());
+    assert_ne!(parsed.signed_bytes(), plain.to_bytes());
+    assert_eq!(
+        decode(&bytes),
+        Ok(Decoded::Message(Message::UpToDate(UpToDateV1 { epoch: 1, revision: 300 })))
+    );
+
+    let sealed = Envelope { seal: Some(vec![1, 2, 3].into()), ..signed };
+    let bytes = sealed.to_bytes();
+    assert_eq!(Envelope::parse(&bytes, Limit::Packet), Ok(sealed));
+    assert_eq!(decode(&bytes), Err(EnvelopeError::Sealed));
+
+    for flags in [1, 2, 3] {
+        assert!(matches!(decode(&[0xe7, 1, 4, flags, 9]), Err(EnvelopeError::Truncated(5))));
+        let [low, high] = u16::try_from(BLOCK_BYTES_MAX + 1).unwrap().to_le_bytes();
+        let long = [&[0xe7, 1, 4, flags, low, high][..], &[0; 600]].concat();
+        assert_eq!(decode(&long), Err(EnvelopeError::Block(BLOCK_BYTES_MAX + 1)));
+    }
+}
+
+#[test]
+fn a_large_body_is_deflated_and_a_bomb_is_refused() {
+    let item = |at: u8| ItemV1 { uid: [at; 16], generation: 1, body: BodyV1::Pod(Box::new(pod())) };
+    let set = SnapshotV1 { epoch: EPOCH, revision: 1, items: (0..50).map(item).collect() };
+    let bytes = encode(&set);
+    assert_eq!(bytes[3], 4);
+    assert!(bytes.len() < 5_000, "{} bytes", bytes.len());
+    assert_eq!(decode(&bytes), Ok(Decoded::Message(Message::Snapshot(set))));
+
+    let zeros = |n_bytes| KeysV1 {
+        namespace: String::new(),
+        source: SourceV1::Secret(String::new()),
+        data: vec![("k".into(), vec![0; n_bytes])],
+        ext: vec![],
+    };
+    let bomb = |n_bytes| {
+        let body = BodyV1::Keys(zeros(n_bytes));
+        encode(&SnapshotV1 {
+            epoch: 1,
+            revision: 1,
+            items: vec![ItemV1 { uid: [1; 16], generation: 1, body }],
+        })
+    };
+    let two_mib = bomb(2 << 20);
+    assert!(matches!(decode(&two_mib), Err(EnvelopeError::Inflate(Kind::Snapshot, _))));
+    assert!(decode_assembled(&two_mib).is_ok());
+    assert!(matches!(decode_assembled(&bomb(17 << 20)), Err(EnvelopeError::Inflate(..))));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+        let _ = decode(&bytes);
+        let _ = decode_assembled(&bytes);
+    }
+
+    #[test]
+    fn garbage_behind_a_good_header_never_panics(
+        kind in 0u8..0x40,
+        flags in 0u8..8,
+        body in proptest::collection::vec(any::<u8>(), 0..600),
+    ) {
+        let _ = decode(&[&[0xe7, 1, kind, flags][..], &body].concat());
+    }
+
+    #[test]
+    fn a_message_with_changed_bytes_never_panics(
+        which in 0usize..17,
+        at in any::<proptest::sample::Index>(),
+        byte in any::<u8>(),
+    ) {
+        let mut bytes = bytes_of(&samples()[which]);
+        let at = at.index(bytes.len());
+        bytes[at] = byte;
+        let _ = decode(&bytes);
+    }
+
+    #[test]
+    fn garbage_is_no_token(text in "(pn1\\.)?[A-Za-z0-9_-]{0,200}") {
+        let _ = pinnace_wire::enrol::TokenV1::from_text(&text);
+    }
+
+    #[test]
+    fn garbage_is_no_topic(text in "(pinnace/1/)?(n|boot)?/?[a-z/+#]{0,80}") {
+        let _ = pinnace_wire::topic::Topic::parse(&text);
+    }
+}

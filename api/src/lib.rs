@@ -8,13 +8,16 @@
 //! while it is worked on; nothing keeps a `Value` for long (10,000 pods cost
 //! 197 MB so, and 19 MB as bytes).
 
+pub mod defaults;
 pub mod key;
 pub mod meta;
 pub mod names;
+pub mod protobuf;
 pub mod quantity;
 pub mod resource;
 pub mod schema;
 pub mod selector;
+pub mod strategy;
 pub mod time;
 pub mod view;
 

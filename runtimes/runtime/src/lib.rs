@@ -1,1 +1,37 @@
-//! Stub.
+//! Runs containers: the types, the [`Runtime`] the agent uses, and the shim
+//! that stands between the agent and each container.
+//!
+//! ```text
+//! agent ── ShimRuntime ──spawn──► shim (one a container, single-threaded)
+//!              ▲                    │ Launcher::launch   (oci, wasm)
+//!              │ pidfd              ▼
+//!              └──── exit.json ◄── container ── stdout, stderr ──► log file
+//! ```
+//!
+//! The agent never builds a container in its own multi-threaded process: the
+//! shim is the agent's binary executed anew (`… shim DIR`), so it starts with
+//! one thread and a clean heap. Agent and shim meet only in the container's
+//! folder ([`dir::ContainerDir`]), so that either may die at any time.
+//!
+//! Knows nothing of pods, images, registries, restart policies or the master.
+
+pub mod cgroup;
+pub mod dir;
+pub mod fake;
+mod log;
+mod process;
+pub mod shim;
+mod spec;
+mod state;
+mod supervise;
+
+pub use process::now_ms;
+pub use shim::{Launcher, shim_main};
+pub use spec::{
+    ArtifactSignature, ContainerSpec, Mount, Resources, Sandbox, Security, User, Workload,
+    oom_score_adj,
+};
+pub use state::{
+    BoxFuture, Exit, LaunchError, Observed, Pid, Running, Runtime, RuntimeError, reason,
+};
+pub use supervise::{ShimCommand, ShimRuntime};

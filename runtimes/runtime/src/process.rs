@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{PidfdFlags, Signal};
+use tokio::io::unix::AsyncFd;
 
 /// Wall clock, in milliseconds since 1970.
 #[must_use]
@@ -104,6 +105,17 @@ pub(crate) fn exit_status_of_stranger(pidfd: &OwnedFd) -> Option<i32> {
     }
     let bytes = info[7].to_ne_bytes();
     Some(i32::from_ne_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]))
+}
+
+/// Waits, in a task, until the process of a pidfd has ended.
+///
+/// # Errors
+/// The reactor cannot take another descriptor.
+pub(crate) async fn ended(pidfd: OwnedFd) -> io::Result<()> {
+    // SAFETY: an OwnedFd is one descriptor for as long as it lives, and nothing
+    // here replaces or closes it while the reactor has it.
+    let pidfd = unsafe { AsyncFd::register(pidfd) }?;
+    pidfd.readable().await.map(drop)
 }
 
 /// Splits a wait status into exit code and signal.

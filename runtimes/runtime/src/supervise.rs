@@ -17,7 +17,6 @@ use std::time::Duration;
 
 use rustix::process::PidfdFlags;
 use tokio::io::AsyncReadExt;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -347,9 +346,8 @@ async fn watch_over(inner: Arc<Inner>, id: String, mut child: Option<Child>) {
         };
         if let Some(pidfd) = pidfd {
             let began = Instant::now();
-            match AsyncFd::register(pidfd) {
-                Ok(pidfd) => drop(pidfd.readable().await),
-                Err(error) => tracing::error!(container = id, %error, "cannot watch the shim"),
+            if let Err(error) = process::ended(pidfd).await {
+                tracing::error!(container = id, %error, "cannot watch the shim");
             }
             if began.elapsed() > ADOPT_DELAY.1 {
                 delay = ADOPT_DELAY.0;

@@ -1,0 +1,55 @@
+//! A node, as the scheduler sees it.
+
+use std::sync::Arc;
+
+use crate::demand::Effect;
+use crate::resources::Resources;
+
+/// One of `spec.taints`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Taint {
+    /// Key.
+    pub key: Arc<str>,
+    /// Value, or empty.
+    pub value: Arc<str>,
+    /// What it keeps away.
+    pub effect: Effect,
+}
+
+/// What a node is and offers, without what runs on it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// The node's name, unique in the cluster.
+    pub name: Arc<str>,
+    /// Labels, sorted by key.
+    pub labels: Vec<(Arc<str>, Arc<str>)>,
+    /// Taints.
+    pub taints: Vec<Taint>,
+    /// `spec.unschedulable`, as `kubectl cordon` sets it.
+    pub unschedulable: bool,
+    /// Whether its condition `Ready` is `True`.
+    pub ready: bool,
+    /// What pods may take.
+    pub allocatable: Resources,
+    /// Most pods.
+    pub pods_max: u64,
+    /// Whether OCI containers can run.
+    pub oci: bool,
+    /// Whether WASM modules can run.
+    pub wasm: bool,
+    /// `amd64`, `arm64`, `arm`; empty where unknown.
+    pub architecture: Arc<str>,
+    /// `v7`, `v8` or empty.
+    pub variant: Arc<str>,
+    /// Images the node holds, sorted.
+    pub images: Vec<Arc<str>>,
+}
+
+impl Node {
+    /// The value of a label.
+    #[must_use]
+    pub fn label(&self, key: &str) -> Option<&str> {
+        let at = self.labels.binary_search_by(|(known, _)| known.as_ref().cmp(key)).ok()?;
+        Some(&self.labels[at].1)
+    }
+}

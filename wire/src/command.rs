@@ -29,7 +29,9 @@ pub struct CommandEnvelopeV1 {
     pub epoch: Epoch,
     /// The boot of the agent it is meant for.
     pub boot_id: Uid,
-    /// Grows with every command to this boot.
+    /// Grows with every command to this boot. 0 only with [`CommandV1::Resync`], which
+    /// runs whatever epoch and counter say: it is how a master that knows nothing of
+    /// the boot begins.
     pub counter: u64,
     /// What is asked.
     pub command: CommandV1,

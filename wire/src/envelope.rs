@@ -215,11 +215,16 @@ impl<'a> Envelope<'a> {
     pub fn of<B: Body>(message: &B) -> Envelope<'static> {
         let plain = postcard::to_stdvec(message)
             .expect("structs of this crate hold only what postcard writes");
+        Envelope::of_plain(B::KIND, plain)
+    }
+
+    /// Puts a body that is already postcard of the struct of `kind` in an envelope.
+    pub(crate) fn of_plain(kind: Kind, plain: Vec<u8>) -> Envelope<'static> {
         let deflated = (plain.len() > DEFLATE_ABOVE_BYTES)
             .then(|| deflate(&plain))
             .filter(|deflated| deflated.len() < plain.len());
         Envelope {
-            kind: B::KIND as u8,
+            kind: kind as u8,
             deflated: deflated.is_some(),
             seal: None,
             signature: None,

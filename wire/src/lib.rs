@@ -17,6 +17,7 @@
 
 pub mod artifact;
 pub mod command;
+pub mod encoded;
 pub mod enrol;
 pub mod envelope;
 pub mod node;

@@ -11,6 +11,8 @@ pub struct HelloV1 {
     pub boot_id: Uid,
     /// Grows with every connection of this boot.
     pub conn_seq: u32,
+    /// Grows with every hello of this boot, so that a late one is known as late.
+    pub hello_seq: u32,
     /// The store the node's set came from; 0 for none.
     pub epoch: Epoch,
     /// The revision of the set the node has applied and stored; 0 for none.
@@ -18,6 +20,10 @@ pub struct HelloV1 {
     /// [`crate::set::digest_input`] of that set, as SHA-256 cut to 16 bytes. A master
     /// that restarted sends nothing to a node whose set it would only repeat.
     pub set_digest: [u8; 16],
+    /// Newest report of this boot that was acknowledged: older ones are late copies.
+    pub report_acked: u64,
+    /// Newest command counter this boot has seen: the master goes on above it.
+    pub command_counter: u64,
     /// Oldest protocol version the agent speaks.
     pub proto_min: u8,
     /// Newest protocol version the agent speaks.

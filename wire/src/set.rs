@@ -38,6 +38,9 @@ pub struct NodeConfigV1 {
     pub heartbeat_s: u32,
     /// The Ed25519 public key that signs WASM artifacts.
     pub artifact_key: [u8; 32],
+    /// Keep pods that run and are not in the set: the store was restored from a
+    /// backup that may be older than they are, and nobody has confirmed yet.
+    pub hold_unknown: bool,
     /// Room for later fields.
     pub ext: Ext,
 }

@@ -4,6 +4,7 @@
 
 use expect_test::expect_file;
 use pinnace_wire::command::{CommandEnvelopeV1, CommandV1, LogsV1, StreamV1};
+use pinnace_wire::encoded::{EncodedItem, encoded_delta, encoded_snapshot};
 use pinnace_wire::enrol::{JoinRequestV1, JoinResponseV1};
 use pinnace_wire::envelope::{
     BLOCK_BYTES_MAX, Decoded, Envelope, EnvelopeError, Kind, Limit, Message, decode,
@@ -159,6 +160,7 @@ fn samples() -> Vec<Message> {
         pod_cidr: "10.42.3.0/24".into(),
         heartbeat_s: 60,
         artifact_key: [5; 32],
+        hold_unknown: false,
         ext: vec![],
     };
     let keys = KeysV1 {
@@ -205,9 +207,12 @@ fn samples() -> Vec<Message> {
         Message::Hello(HelloV1 {
             boot_id: BOOT,
             conn_seq: 2,
+            hello_seq: 4,
             epoch: EPOCH,
             have_revision: 300,
             set_digest: [6; 16],
+            report_acked: 7,
+            command_counter: 9,
             proto_min: 1,
             proto_max: 1,
             caps: 0,
@@ -329,6 +334,29 @@ fn frozen_bytes_read_as_the_message_they_were_made_from() {
     for (line, message) in golden.lines().zip(samples()) {
         let (name, hex) = line.split_once(' ').unwrap();
         assert_eq!(decode(&unhex(hex)), Ok(Decoded::Message(message)), "{name}");
+    }
+}
+
+#[test]
+fn items_encoded_one_by_one_make_the_same_bytes() {
+    let Message::Snapshot(set) = samples().remove(0) else { panic!("the first sample") };
+    for n_items in [0, 1, 3, 300] {
+        let mut set = set.clone();
+        set.items = set.items.iter().cycle().take(n_items).cloned().collect();
+        let encoded: Vec<EncodedItem> = set.items.iter().map(EncodedItem::new).collect();
+        assert_eq!(encoded_snapshot(set.epoch, set.revision, &encoded), encode(&set));
+        let delta = DeltaV1 {
+            epoch: EPOCH,
+            base_revision: 299,
+            revision: 300,
+            upsert: set.items,
+            remove: vec![[9; 16]; n_items],
+        };
+        assert_eq!(
+            encoded_delta(EPOCH, 299, 300, &encoded, &delta.remove),
+            encode(&delta),
+            "{n_items}"
+        );
     }
 }
 

@@ -12,6 +12,7 @@ pub mod defaults;
 pub mod key;
 pub mod meta;
 pub mod names;
+pub mod openapi;
 pub mod protobuf;
 pub mod quantity;
 pub mod resource;

@@ -20,6 +20,8 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::sync::OnceLock;
 
+use crate::resource::GroupVersionKind;
+
 use binary::{CODE_OBJECT, FieldRecord, Sections, TypeRecord};
 
 pub use descriptions::Descriptions;
@@ -140,17 +142,6 @@ pub struct PatchStrategy {
     pub replace: bool,
     /// `$retainKeys` is honoured: keys that the patch does not name are dropped.
     pub retain_keys: bool,
-}
-
-/// Group, version and kind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Gvk {
-    /// API group; empty for the core group.
-    pub group: &'static str,
-    /// Version, `v1`.
-    pub version: &'static str,
-    /// Kind, `Pod`.
-    pub kind: &'static str,
 }
 
 impl Table {
@@ -283,10 +274,10 @@ impl TypeRef {
     }
 
     /// The kinds of this type; several for `DeleteOptions` and `WatchEvent`.
-    pub fn kinds(self) -> impl ExactSizeIterator<Item = Gvk> {
+    pub fn kinds(self) -> impl ExactSizeIterator<Item = GroupVersionKind> {
         self.record.kinds().map(move |index| {
             let record = self.table.sections.kind_record(index);
-            Gvk { group: record.group, version: record.version, kind: record.kind }
+            GroupVersionKind { group: record.group, version: record.version, kind: record.kind }
         })
     }
 
@@ -302,6 +293,19 @@ impl PartialEq for TypeRef {
 }
 
 impl Eq for TypeRef {}
+
+impl PartialOrd for TypeRef {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for TypeRef {
+    /// By name.
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.index.cmp(&other.index)
+    }
+}
 
 impl fmt::Debug for TypeRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,1 +1,35 @@
-//! Stub.
+//! The Kubernetes API of the master.
+//!
+//! ```text
+//! kubectl ──► http ──► Api (verbs) ──► store
+//! controllers, scheduler, node reports ──┘
+//! ```
+//!
+//! * [`Api`] has one handler per verb for every resource of `api::resource`;
+//!   a new kind is data, never a handler.
+//! * `http` puts it behind TLS: routing, negotiation, discovery, tables.
+//! * [`Status`] is every error, in the words of Kubernetes.
+//!
+//! It knows no node, no controller and no scheduler; what it needs from them it
+//! takes through [`LogSource`] and [`Authorizer`].
+
+mod authorize;
+mod fields;
+mod identity;
+mod logs;
+mod managed;
+mod object;
+mod options;
+pub mod status;
+mod validate;
+mod verbs;
+
+pub use authorize::{Attributes, Authorizer, BuiltIn, Decision};
+pub use identity::{AUTHENTICATED, Identity, MASTERS, NODE_USER_PREFIX, NODES, UNAUTHENTICATED};
+pub use logs::{BoxFuture, LogRequest, LogSource, LogStream};
+pub use options::{
+    DeleteOptions, FieldValidation, ListOptions, PatchKind, Propagation, Selection, VersionMatch,
+    WatchOptions, WriteOptions,
+};
+pub use status::{Reason, Status};
+pub use verbs::{Api, Deleted, Item, List, ListPages, Target, Watch, WatchEvent, Written};

@@ -1,0 +1,51 @@
+//! Where the logs of a container come from: the node that ran it. The master
+//! gives the API server a [`LogSource`] that asks the node.
+
+use std::io;
+use std::pin::Pin;
+
+use bytes::Bytes;
+use futures::Stream;
+
+use crate::status::Status;
+
+/// Which part of which log.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogRequest {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub pod: String,
+    /// The pod's uid.
+    pub pod_uid: String,
+    /// The node that runs it; never empty.
+    pub node: String,
+    /// The container's name; never empty.
+    pub container: String,
+    /// Go on as the container writes.
+    pub follow: bool,
+    /// The log of the run before this one.
+    pub previous: bool,
+    /// Put the time before each line.
+    pub timestamps: bool,
+    /// Only lines of the last so many seconds.
+    pub since_seconds: Option<i64>,
+    /// Only lines from this time on, RFC 3339.
+    pub since_time: Option<String>,
+    /// Only the last so many lines.
+    pub tail_lines: Option<u64>,
+    /// At most so many bytes.
+    pub limit_bytes: Option<u64>,
+}
+
+/// Bytes of a log, as they are read.
+pub type LogStream = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
+
+/// A future that a trait object can return.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Reads logs from nodes.
+pub trait LogSource: Send + Sync + 'static {
+    /// Opens a log. Dropping the stream ends the reading.
+    fn open(&self, request: LogRequest) -> BoxFuture<'_, Result<LogStream, Status>>;
+}

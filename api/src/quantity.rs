@@ -106,6 +106,13 @@ impl Quantity {
         i64::try_from(units).unwrap_or(if units < 0 { i64::MIN } else { i64::MAX })
     }
 
+    /// The amount rounded up to a thousandth, as resource lists are kept.
+    #[must_use]
+    pub fn rounded_to_millis(self) -> Self {
+        let nanos = divide_up(self.nanos, ONE / 1000) * (ONE / 1000);
+        Self { nanos: nanos.clamp(-MAX, MAX), format: self.format }
+    }
+
     /// The family of suffixes it is written with.
     #[must_use]
     pub fn format(self) -> Format {

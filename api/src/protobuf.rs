@@ -22,15 +22,16 @@
 
 #[cfg(test)]
 mod tests;
+mod values;
 mod wire;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use jiff::Timestamp;
 use serde_json::{Map, Value};
 
 use crate::schema::{Codec, Element, Field, MAX_DEPTH, Scalar, Shape, TypeRef, table};
-use wire::{Payload, Reader};
+use values::{field_of, go_duration, int_or_string, is_unset, time, zero_payload};
+use wire::{Damaged, Payload, Reader};
 
 /// What every Kubernetes protobuf body begins with.
 pub const MAGIC: &[u8] = b"k8s\0";
@@ -120,10 +121,10 @@ impl Decoder {
         let message = body.strip_prefix(MAGIC).ok_or(ProtobufError::NoMagic)?;
         let (mut api_version, mut kind, mut raw) = (String::new(), String::new(), &[][..]);
         for entry in Reader::new(message) {
-            match entry.map_err(|_| malformed("Unknown"))? {
+            match entry.map_err(|Damaged| malformed("Unknown"))? {
                 (1, Payload::Bytes(meta)) => {
                     for entry in Reader::new(meta) {
-                        match entry.map_err(|_| malformed("TypeMeta"))? {
+                        match entry.map_err(|Damaged| malformed("TypeMeta"))? {
                             (1, Payload::Bytes(text)) => api_version = string(text, "apiVersion")?,
                             (2, Payload::Bytes(text)) => kind = string(text, "kind")?,
                             _ => {}
@@ -161,7 +162,7 @@ impl Decoder {
             return Err(ProtobufError::TooDeep { at: of.short_name().to_owned() });
         }
         for entry in Reader::new(bytes) {
-            let (tag, payload) = entry.map_err(|_| malformed(of.short_name()))?;
+            let (tag, payload) = entry.map_err(|Damaged| malformed(of.short_name()))?;
             if let Some(field) = of.field_by_tag(tag) {
                 self.field(of, field, payload, depth, object)?;
             } else if let Some(inlined) = of.inlined_by_tag(tag) {
@@ -229,7 +230,7 @@ impl Decoder {
             (Element::Scalar(Scalar::Int32 | Scalar::Int64), Payload::Bytes(bytes)) => {
                 for number in wire::packed(bytes) {
                     self.count()?;
-                    list.push(Value::from(number.map_err(|_| at.malformed())?.cast_signed()));
+                    list.push(Value::from(number.map_err(|Damaged| at.malformed())?.cast_signed()));
                 }
                 Ok(())
             }
@@ -249,7 +250,7 @@ impl Decoder {
     ) -> Result<(String, Value), ProtobufError> {
         let (mut key, mut value) = (String::new(), None);
         for entry in Reader::new(entry) {
-            match entry.map_err(|_| at.malformed())? {
+            match entry.map_err(|Damaged| at.malformed())? {
                 (1, Payload::Bytes(text)) => key = at.string(text)?,
                 (2, Payload::Bytes(bytes)) if element == Element::Strings => {
                     let mut list = Vec::new();
@@ -277,7 +278,7 @@ impl Decoder {
         into: &mut Vec<Value>,
     ) -> Result<(), ProtobufError> {
         for entry in Reader::new(bytes) {
-            if let (1, Payload::Bytes(text)) = entry.map_err(|_| at.malformed())? {
+            if let (1, Payload::Bytes(text)) = entry.map_err(|Damaged| at.malformed())? {
                 self.count()?;
                 into.push(Value::String(at.string(text)?));
             }
@@ -325,7 +326,7 @@ impl Decoder {
                     .ok_or_else(|| at.value("number is not finite"))?
             }
             (Scalar::Quantity, Payload::Bytes(bytes)) => {
-                let text = match field_of(bytes, 1).map_err(|()| at.malformed())? {
+                let text = match field_of(bytes, 1).map_err(|Damaged| at.malformed())? {
                     Some(Payload::Bytes(text)) => at.string(text)?,
                     _ => String::new(),
                 };
@@ -335,14 +336,14 @@ impl Decoder {
             (Scalar::Time, Payload::Bytes(bytes)) => time(at, bytes, false)?,
             (Scalar::MicroTime, Payload::Bytes(bytes)) => time(at, bytes, true)?,
             (Scalar::Duration, Payload::Bytes(bytes)) => {
-                let nanos = match field_of(bytes, 1).map_err(|()| at.malformed())? {
+                let nanos = match field_of(bytes, 1).map_err(|Damaged| at.malformed())? {
                     Some(Payload::Varint(nanos)) => nanos.cast_signed(),
                     _ => 0,
                 };
                 Value::String(go_duration(nanos))
             }
             (Scalar::Json | Scalar::FieldsV1 | Scalar::RawObject, Payload::Bytes(bytes)) => {
-                match field_of(bytes, 1).map_err(|()| at.malformed())? {
+                match field_of(bytes, 1).map_err(|Damaged| at.malformed())? {
                     Some(Payload::Bytes(raw)) => self.raw(at, raw, depth)?,
                     _ => Value::Null,
                 }
@@ -381,7 +382,7 @@ impl Decoder {
             .expect("the table has custom resource schemas");
         let (mut schema, mut allows, mut list) = (None, false, Vec::new());
         for entry in Reader::new(bytes) {
-            let (tag, payload) = entry.map_err(|_| at.malformed())?;
+            let (tag, payload) = entry.map_err(|Damaged| at.malformed())?;
             self.count()?;
             let schema_tag = if codec == Codec::SchemaOrBool { 2 } else { 1 };
             match (codec, tag, payload) {
@@ -471,110 +472,4 @@ fn string(bytes: &[u8], at: &str) -> Result<String, ProtobufError> {
         Ok(text) => Ok(text.to_owned()),
         Err(_) => Err(ProtobufError::Value { at: at.to_owned(), reason: "text is not UTF-8" }),
     }
-}
-
-/// Whether the value says nothing; see the module.
-fn is_unset(value: &Value, field: Field) -> bool {
-    match value {
-        Value::Null => true,
-        _ if field.keeps_zero() => false,
-        Value::String(text) => {
-            let is_text = matches!(field.shape(), Shape::Scalar(Scalar::String | Scalar::Bytes));
-            is_text && text.is_empty()
-        }
-        Value::Bool(flag) => !flag && matches!(field.codec(), Some(Codec::Scalar(Scalar::Bool))),
-        Value::Number(number) => {
-            let is_integer = matches!(field.shape(), Shape::Scalar(Scalar::Int32 | Scalar::Int64));
-            is_integer && number.as_i64() == Some(0)
-        }
-        _ => false,
-    }
-}
-
-fn zero_payload(element: Element) -> Payload<'static> {
-    match element {
-        Element::Scalar(Scalar::Bool | Scalar::Int32 | Scalar::Int64) => Payload::Varint(0),
-        Element::Scalar(Scalar::Float) => Payload::Fixed64(0),
-        _ => Payload::Bytes(&[]),
-    }
-}
-
-/// The last field with `tag`, as protobuf has it for one that is not repeated.
-fn field_of(bytes: &[u8], tag: u32) -> Result<Option<Payload<'_>>, ()> {
-    let mut found = None;
-    for entry in Reader::new(bytes) {
-        let (entry_tag, payload) = entry.map_err(|_| ())?;
-        if entry_tag == tag {
-            found = Some(payload);
-        }
-    }
-    Ok(found)
-}
-
-fn int_or_string(at: At, bytes: &[u8]) -> Result<Value, ProtobufError> {
-    let (mut is_text, mut number, mut text) = (false, 0, String::new());
-    for entry in Reader::new(bytes) {
-        match entry.map_err(|_| at.malformed())? {
-            (1, Payload::Varint(kind)) => is_text = kind == 1,
-            (2, Payload::Varint(value)) => {
-                number = i32::try_from(value.cast_signed())
-                    .map_err(|_| at.value("number does not fit into 32 bits"))?;
-            }
-            (3, Payload::Bytes(bytes)) => text = at.string(bytes)?,
-            _ => {}
-        }
-    }
-    Ok(if is_text { Value::String(text) } else { Value::from(number) })
-}
-
-/// `Timestamp { 1 seconds, 2 nanos }`; no bytes at all mean no time. `Time` has whole
-/// seconds whatever the nanos say, as in Go.
-fn time(at: At, bytes: &[u8], with_micros: bool) -> Result<Value, ProtobufError> {
-    if bytes.is_empty() {
-        return Ok(Value::Null);
-    }
-    let (mut seconds, mut nanos) = (0, 0);
-    for entry in Reader::new(bytes) {
-        match entry.map_err(|_| at.malformed())? {
-            (1, Payload::Varint(value)) => seconds = value.cast_signed(),
-            (2, Payload::Varint(value)) => {
-                nanos = i32::try_from(value.cast_signed())
-                    .ok()
-                    .filter(|nanos| (0..1_000_000_000).contains(nanos))
-                    .ok_or_else(|| at.value("fraction of a second is out of range"))?;
-            }
-            _ => {}
-        }
-    }
-    let time = Timestamp::new(seconds, 0).map_err(|_| at.value("time is out of range"))?;
-    let text = time.strftime("%Y-%m-%dT%H:%M:%S");
-    Ok(Value::String(if with_micros {
-        format!("{text}.{:06}Z", nanos / 1000)
-    } else {
-        format!("{text}Z")
-    }))
-}
-
-/// Go's `time.Duration.String` for whole seconds and longer; shorter ones in decimals of
-/// a second.
-fn go_duration(nanos: i64) -> String {
-    let sign = if nanos < 0 { "-" } else { "" };
-    let total = nanos.unsigned_abs();
-    let (seconds, fraction) = (total / 1_000_000_000, total % 1_000_000_000);
-    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    let mut text = sign.to_owned();
-    if hours > 0 {
-        text.push_str(&format!("{hours}h"));
-    }
-    if hours > 0 || minutes > 0 {
-        text.push_str(&format!("{minutes}m"));
-    }
-    text.push_str(&seconds.to_string());
-    if fraction > 0 {
-        let digits = format!("{fraction:09}");
-        text.push('.');
-        text.push_str(digits.trim_end_matches('0'));
-    }
-    text.push('s');
-    text
 }

@@ -99,6 +99,14 @@ def discovery(core):
     }
 
 
+def deployment(name, containers):
+    return {
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name}, "spec": {
+            "selector": {"matchLabels": {"a": "b"}}, "template": {
+                "metadata": {"labels": {"a": "b"}},
+                "spec": {"containers": [{"name": c, "image": "i"} for c in containers]}}}}
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -132,6 +140,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif path.endswith("deployments/d"):
             self.answer({"kind": "Deployment", "apiVersion": "apps/v1",
                          "metadata": {"name": "d", "namespace": "default"}})
+        elif path.endswith("deployments/live"):
+            applied = deployment("live", ["a", "b"])
+            live = deployment("live", ["injected", "a", "b"])
+            live["metadata"]["annotations"] = {
+                "kubectl.kubernetes.io/last-applied-configuration": json.dumps(applied)}
+            self.answer(live)
         else:
             self.not_found()
 
@@ -139,7 +153,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.bodies.append(
             (self.command, self.path, self.headers.get("Content-Type"), body))
-        if self.headers.get("Content-Type") == "application/json":
+        if body.startswith(b"{") and "apiVersion" in json.loads(body):
             return self.answer(json.loads(body), 201)
         kind, version = "Status", "v1"
         for row in RESOURCES:
@@ -182,15 +196,19 @@ def explain(kubectl, server, home):
         result = run(kubectl, server, home, arguments)
         print("$ kubectl", *arguments, f"({result.returncode})")
         print("\n".join(result.stdout.splitlines()[:45]), result.stderr[:500])
-    good = ('{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"x"},"spec":'
-            '{"selector":{"matchLabels":{"a":"b"}},"template":{"metadata":{"labels":{"a":"b"}},'
-            '"spec":{"containers":[{"name":"c","image":"i"}]}}}}')
     for arguments in (["create", "-f", "-"], ["apply", "-f", "-"],
                       ["apply", "--server-side", "-f", "-"], ["diff", "-f", "-"]):
         server.bodies.clear()
-        result = run(kubectl, server, home, arguments, input=good)
-        print("$ kubectl", *arguments, f"({result.returncode})", result.stdout.strip()[:300],
+        result = run(kubectl, server, home, arguments, input=json.dumps(deployment("x", ["c"])))
+        print("$ kubectl", *arguments, f"({result.returncode})", result.stdout.strip()[:60],
               result.stderr.strip()[:300], [b[:3] for b in server.bodies])
+    # `b` goes, `c` comes, and the container that someone injected must not be touched.
+    server.bodies.clear()
+    manifest = json.dumps(deployment("live", ["a", "c"]))
+    result = run(kubectl, server, home, ["apply", "-f", "-"], input=manifest)
+    for _, _, media_type, body in server.bodies:
+        print(media_type, json.loads(body)["spec"])
+    print(result.stdout.strip(), result.stderr.strip()[:300])
 
 
 def main():

@@ -64,7 +64,7 @@ pub(super) fn of(resource: &Resource) -> Vec<(String, Value)> {
         across.insert("get".to_owned(), operation(gvk, gvk, Verb::List, "", &name, resource));
         paths.push((format!("{base}/{}", resource.plural), Value::Object(across)));
     }
-    paths.retain(|(_, item)| item.as_object().is_some_and(|item| has_operation(item)));
+    paths.retain(|(_, item)| item.as_object().is_some_and(has_operation));
     paths
 }
 

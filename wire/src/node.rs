@@ -107,8 +107,8 @@ pub struct AppliedV1 {
     pub epoch: Epoch,
     /// The revision now on the node's disk.
     pub revision: u64,
-    /// The connection it is sent on.
-    pub conn_seq: u32,
+    /// Which boot of the agent: another may have lost the disk since.
+    pub boot_id: Uid,
 }
 
 /// How much of a message in parts has arrived, see [`crate::part`]. The master

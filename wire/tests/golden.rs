@@ -250,7 +250,7 @@ fn samples() -> Vec<Message> {
             revision: 300,
             report_seq: 8,
         }),
-        Message::Applied(AppliedV1 { epoch: EPOCH, revision: 300, conn_seq: 2 }),
+        Message::Applied(AppliedV1 { epoch: EPOCH, revision: 300, boot_id: BOOT }),
         Message::Report(ReportV1 {
             boot_id: BOOT,
             seq: 8,

@@ -1,0 +1,156 @@
+//! One [`NodeDispatcher`] for each node, addressed by topic.
+//!
+//! A poll touches only the nodes that something happened to or whose time has
+//! come, so that a quiet fleet costs nothing.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use wire::command::CommandV1;
+use wire::set::SnapshotV1;
+use wire::topic::{Channel, Topic};
+use wire::{Epoch, Uid};
+
+use crate::desired::SetError;
+use crate::node::{NodeDispatcher, NotConnected, Output, ReceiveError};
+
+/// The master's half of the protocol with all nodes.
+#[derive(Debug)]
+pub struct Dispatcher {
+    epoch: Epoch,
+    nodes: HashMap<Arc<str>, Slot>,
+    touched: BTreeSet<Arc<str>>,
+    due: BTreeSet<(Duration, Arc<str>)>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    node: NodeDispatcher,
+    due: Option<Duration>,
+}
+
+impl Dispatcher {
+    /// No node yet. `epoch` is the identity of the store.
+    #[must_use]
+    pub fn new(epoch: Epoch) -> Self {
+        Self { epoch, nodes: HashMap::new(), touched: BTreeSet::new(), due: BTreeSet::new() }
+    }
+
+    /// Takes the newest set of `node`; false where it has the same items as before.
+    ///
+    /// # Errors
+    /// As [`crate::desired::DesiredSet::replace`].
+    pub fn set(&mut self, node: &str, set: &SnapshotV1) -> Result<bool, SetError> {
+        self.touch(node).set(set)
+    }
+
+    /// Takes a message that arrived on `topic`.
+    ///
+    /// # Errors
+    /// Where topic or message are none of a node's.
+    pub fn receive(
+        &mut self,
+        now: Duration,
+        topic: &str,
+        bytes: &[u8],
+    ) -> Result<(), ReceiveError> {
+        match Topic::parse(topic) {
+            Some(Topic::Node {
+                node,
+                channel: Channel::Heartbeat | Channel::Report | Channel::Will,
+            }) => self.touch(node).receive(now, bytes),
+            _ => Err(ReceiveError::Topic(topic.chars().take(128).collect())),
+        }
+    }
+
+    /// The connection of `node` ended.
+    pub fn disconnected(&mut self, node: &str) {
+        if self.nodes.contains_key(node) {
+            self.touch(node).disconnected();
+        }
+    }
+
+    /// A report of `node` is stored: it is acknowledged.
+    pub fn report_stored(&mut self, node: &str, boot_id: Uid, seq: u64) {
+        if self.nodes.contains_key(node) {
+            self.touch(node).report_stored(boot_id, seq);
+        }
+    }
+
+    /// Asks `node` to do something, once.
+    ///
+    /// # Errors
+    /// Where it is away.
+    pub fn command(&mut self, node: &str, command: CommandV1) -> Result<(), NotConnected> {
+        if !self.nodes.contains_key(node) {
+            return Err(NotConnected);
+        }
+        self.touch(node).command(command)
+    }
+
+    /// What is known of `node`.
+    #[must_use]
+    pub fn node(&self, node: &str) -> Option<&NodeDispatcher> {
+        self.nodes.get(node).map(|slot| &slot.node)
+    }
+
+    /// Forgets `node`, whose Node object is gone.
+    pub fn remove(&mut self, node: &str) {
+        if let Some((name, slot)) = self.nodes.remove_entry(node) {
+            self.touched.remove(&name);
+            if let Some(due) = slot.due {
+                self.due.remove(&(due, name));
+            }
+        }
+    }
+
+    /// What there is to do now, and for which node.
+    pub fn poll(&mut self, now: Duration) -> Vec<(Arc<str>, Output)> {
+        let later = self.due.split_off(&(now + Duration::from_nanos(1), Arc::from("")));
+        let due = std::mem::replace(&mut self.due, later);
+        let mut names = std::mem::take(&mut self.touched);
+        for (_, name) in due {
+            if let Some(slot) = self.nodes.get_mut(&name) {
+                slot.due = None;
+            }
+            names.insert(name);
+        }
+        let mut outputs = Vec::new();
+        for name in names {
+            let Some(slot) = self.nodes.get_mut(&name) else { continue };
+            outputs.extend(slot.node.poll(now).into_iter().map(|output| (name.clone(), output)));
+            let next = slot.node.next_due();
+            if next == slot.due {
+                continue;
+            }
+            if let Some(old) = std::mem::replace(&mut slot.due, next) {
+                self.due.remove(&(old, name.clone()));
+            }
+            if let Some(next) = next {
+                self.due.insert((next, name));
+            }
+        }
+        outputs
+    }
+
+    /// When to poll again at the latest, if nothing happens before.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Duration> {
+        self.due.first().map(|(due, _)| *due)
+    }
+
+    fn touch(&mut self, node: &str) -> &mut NodeDispatcher {
+        let name = match self.nodes.get_key_value(node) {
+            Some((name, _)) => name.clone(),
+            None => Arc::from(node),
+        };
+        self.touched.insert(name.clone());
+        let epoch = self.epoch;
+        let slot = self
+            .nodes
+            .entry(name)
+            .or_insert_with(|| Slot { node: NodeDispatcher::new(epoch), due: None });
+        &mut slot.node
+    }
+}

@@ -73,6 +73,13 @@ pub trait Launcher {
         let _ = (spec, dir);
         Ok(())
     }
+
+    /// Whether the container ended for want of memory in a way the kernel does
+    /// not count: a WASM guest that reached its own limit.
+    fn out_of_memory(&self, dir: &Path) -> bool {
+        let _ = dir;
+        false
+    }
 }
 
 /// The shim: all of the process from the hidden subcommand `shim DIR` to its end.
@@ -177,7 +184,8 @@ fn run(
     if let Err(error) = launcher.cleanup(&spec, dir.path()) {
         complain(&error.message);
     }
-    let exit = exit_of(exit_status, oom_kills, running.started_ms);
+    let mut exit = exit_of(exit_status, oom_kills, running.started_ms);
+    exit.oom_killed |= launcher.out_of_memory(dir.path());
     dir.write("exit.json", &exit).map_err(|e| internal("write exit.json", &e))?;
     let _ = hierarchies.remove(&spec.cgroup);
     Ok(())

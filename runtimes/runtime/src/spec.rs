@@ -23,6 +23,8 @@ pub struct ContainerSpec {
     pub container: String,
     /// Which run of the container this is, from 0.
     pub attempt: u32,
+    /// The image as the manifest names it, for messages.
+    pub image: String,
     /// What runs.
     pub workload: Workload,
     /// The command, its path first.
@@ -55,6 +57,7 @@ impl std::fmt::Debug for ContainerSpec {
             .field("pod", &format_args!("{}/{}", self.namespace, self.pod))
             .field("container", &self.container)
             .field("attempt", &self.attempt)
+            .field("image", &self.image)
             .field("workload", &self.workload)
             .field("n_args", &self.args.len())
             .field("n_env", &self.env.len())

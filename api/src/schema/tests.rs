@@ -352,7 +352,57 @@ fn duplicate_fields_are_named_with_their_path() {
     assert_eq!(duplicates(br#"{"a":1,"a":2,"b"#), ["duplicate field \"a\""]);
 }
 
+/// JSON of any shape, with keys that types have and keys that none has.
+fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        "[ -~]{0,8}".prop_map(Value::from),
+    ];
+    let key = prop::sample::select(vec![
+        "metadata",
+        "labels",
+        "spec",
+        "template",
+        "containers",
+        "ports",
+        "env",
+        "resources",
+        "limits",
+        "volumes",
+        "secret",
+        "items",
+        "status",
+        "replicas",
+        "strategy",
+        "unknown",
+    ]);
+    leaf.prop_recursive(8, 64, 6, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::vec((key.clone(), inner), 0..6)
+                .prop_map(|fields| fields.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()),
+        ]
+    })
+}
+
 proptest! {
+    #[test]
+    fn nothing_unknown_is_left_after_pruning(mut value in any_json()) {
+        for kind in ["Deployment", "DeploymentList"] {
+            let of = table().kind("apps", "v1", kind).unwrap();
+            let errors = types::check(of, &value);
+            prop_assert!(errors.len() <= MAX_ERRORS);
+            prune_unknown(of, &mut value);
+            prop_assert_eq!(strict::check(of, &value), []);
+            let once = value.clone();
+            prune_unknown(of, &mut value);
+            prop_assert_eq!(&value, &once);
+        }
+    }
+
     #[test]
     fn duplicates_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         prop_assert!(duplicates(&bytes).len() <= 100);

@@ -1,0 +1,49 @@
+//! The two clocks: what time it is for people, and how long things take.
+//!
+//! A board may boot in 1970 and jump ten years an hour later. So every wait,
+//! back-off and deadline is measured on [`Now::mono`], which only grows, and
+//! [`Now::wall_ms`] is written into statuses and never compared.
+
+use std::time::Duration;
+
+/// A moment, by both clocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Now {
+    /// Time since the machine booted, suspend included. Survives restarts of the agent.
+    pub mono: Duration,
+    /// Milliseconds since 1970 by the machine's clock, which may be wrong.
+    pub wall_ms: u64,
+}
+
+/// Where the time comes from.
+#[derive(Clone, Copy, Debug)]
+pub enum Clock {
+    /// The machine's clocks.
+    System,
+    /// tokio's clock, which tests pause; the wall clock starts at 1,000,000 ms.
+    Tokio(tokio::time::Instant),
+}
+
+impl Clock {
+    /// The time.
+    #[must_use]
+    pub fn now(&self) -> Now {
+        match self {
+            Self::System => system(),
+            Self::Tokio(start) => {
+                let mono = start.elapsed();
+                let passed_ms = u64::try_from(mono.as_millis()).unwrap_or(u64::MAX);
+                Now { mono, wall_ms: 1_000_000_u64.saturating_add(passed_ms) }
+            }
+        }
+    }
+}
+
+/// The machine's clocks.
+#[must_use]
+pub fn system() -> Now {
+    let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let seconds = u64::try_from(boot.tv_sec).unwrap_or(0);
+    let nanos = u32::try_from(boot.tv_nsec).unwrap_or(0);
+    Now { mono: Duration::new(seconds, nanos), wall_ms: runtime::now_ms() }
+}

@@ -1,0 +1,33 @@
+//! Pods: one small state machine each.
+//!
+//! ```text
+//!            set of the node                 Runtime::observe, results of steps
+//!                  │                                      │
+//!              Desired ──────► plan ◄────── PodState ◄── apply, observe
+//!                                │              │
+//!                             [Step]         status ──► PodStatusV1
+//!                                │
+//!                         hooks do the work
+//! ```
+//!
+//! [`plan`], [`status`] and the transitions in [`apply`] are pure: values and the time
+//! go in, values come out. `worker` runs them for one pod, `owner` for all.
+//! Nothing here knows MQTT, namespaces, registries or files.
+
+mod apply;
+pub mod backoff;
+mod desired;
+mod plan;
+mod state;
+mod status;
+#[cfg(test)]
+pub(crate) mod tests;
+
+pub use apply::{Happening, Outcome, Seen};
+pub use desired::{Desired, KeySet, Keys, missing};
+pub use plan::{Plan, Signal, Step, finished, finished_phase, plan};
+pub use state::{
+    Container, ContainerStop, Failure, Image, ImagePhase, Leftover, PodState, Run, Sandbox,
+    Versions, Volumes, Why,
+};
+pub use status::{config_error, happenings, phase, status};

@@ -1,0 +1,917 @@
+//! Pods in a world that answers each step, with and without failures.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use expect_test::{Expect, expect};
+use proptest::prelude::*;
+use wire::pod::{
+    ContainerV1, EnvFromV1, KeyPathV1, KeysV1, PodV1, PullPolicyV1, ResourcesV1, RestartPolicyV1,
+    RuntimeV1, SecurityV1, SourceV1, VolumeSourceV1, VolumeV1,
+};
+use wire::status::{PhaseV1, PodStatusV1, StateV1};
+
+use super::*;
+use crate::clock::Now;
+
+pub(crate) fn container(name: &str) -> ContainerV1 {
+    ContainerV1 {
+        name: name.into(),
+        image: "registry.local/app:1".into(),
+        digest: String::new(),
+        runtime: RuntimeV1::Oci,
+        pull_policy: PullPolicyV1::IfNotPresent,
+        command: vec![],
+        args: vec![],
+        working_dir: String::new(),
+        env_from: vec![],
+        env: vec![],
+        mounts: vec![],
+        resources: ResourcesV1::default(),
+        security: SecurityV1::default(),
+        ports: vec![],
+        ext: vec![],
+    }
+}
+
+pub(crate) fn pod(containers: Vec<ContainerV1>) -> PodV1 {
+    PodV1 {
+        uid: [7; 16],
+        namespace: "default".into(),
+        name: "web-0".into(),
+        labels: vec![("app".into(), "web".into())],
+        annotations: vec![],
+        hostname: "web-0".into(),
+        service_account: "default".into(),
+        containers,
+        volumes: vec![],
+        restart_policy: RestartPolicyV1::Always,
+        termination_grace_s: 30,
+        deletion_grace_s: None,
+        ext: vec![],
+    }
+}
+
+pub(crate) fn keys(source: SourceV1, data: &[(&str, &str)]) -> KeySet {
+    let data = data.iter().map(|(k, v)| ((*k).to_owned(), v.as_bytes().to_vec())).collect();
+    let keys = KeysV1 { namespace: "default".into(), source: source.clone(), data, ext: vec![] };
+    KeySet::from([(source, Keys { uid: [9; 16], generation: 1, data: Arc::new(keys) })])
+}
+
+/// A machine that does what steps say, and fails where it is told to.
+struct World {
+    desired: Desired,
+    state: PodState,
+    now: Now,
+    /// Runs that exist: id of the container and attempt → how it is seen.
+    runs: BTreeMap<(String, u32), Seen>,
+    steps: Vec<String>,
+    happenings: Vec<String>,
+    status: Option<PodStatusV1>,
+    forgotten: bool,
+    pull_error: Option<(String, String)>,
+    start_error: Option<(String, String)>,
+    sandbox_error: Option<String>,
+    record_error: Option<String>,
+    ignores_term: bool,
+    code_on_term: i32,
+}
+
+impl World {
+    fn new(pod: PodV1) -> Self {
+        let state = PodState::new(&pod, 5);
+        let desired =
+            Desired { pod: Arc::new(pod), generation: 1, present: true, keys: KeySet::new() };
+        Self {
+            desired,
+            state,
+            now: Now { mono: Duration::from_secs(1000), wall_ms: 1_000_000 },
+            runs: BTreeMap::new(),
+            steps: vec![],
+            happenings: vec![],
+            status: None,
+            forgotten: false,
+            pull_error: None,
+            start_error: None,
+            sandbox_error: None,
+            record_error: None,
+            ignores_term: false,
+            code_on_term: 143,
+        }
+    }
+
+    fn edit(&mut self, edit: impl FnOnce(&mut PodV1)) {
+        edit(Arc::make_mut(&mut self.desired.pod));
+        self.desired.generation += 1;
+    }
+
+    fn exit(&mut self, container: &str, code: i32) {
+        let attempt = self.state.container(container).unwrap().run.attempt().unwrap();
+        let exit = runtime::Exit {
+            code,
+            signal: None,
+            oom_killed: false,
+            started_ms: 1,
+            finished_ms: 2,
+            error: None,
+        };
+        self.runs.insert((container.into(), attempt), Seen::Exited(exit));
+    }
+
+    fn advance(&mut self, time: Duration) {
+        self.now.mono += time;
+        self.now.wall_ms += u64::try_from(time.as_millis()).unwrap();
+    }
+
+    /// Observes, plans and does until nothing is left to do now. Panics if it does not end.
+    fn settle(&mut self) -> &mut Self {
+        for _ in 0..100 {
+            if self.forgotten {
+                return self;
+            }
+            self.look();
+            let plan = plan(&self.desired, &self.state, self.now.mono);
+            self.report();
+            if plan.steps.is_empty() {
+                assert!(plan.wake.is_none_or(|at| at > self.now.mono), "a wake in the past");
+                return self;
+            }
+            for step in plan.steps {
+                self.perform(&step);
+            }
+        }
+        panic!("does not settle: {:?}", self.steps);
+    }
+
+    /// Lets time pass until the plan's next wake, and settles.
+    fn wake(&mut self) -> Option<Duration> {
+        self.settle();
+        let wake = plan(&self.desired, &self.state, self.now.mono).wake?;
+        let passed = wake - self.now.mono;
+        self.advance(passed);
+        self.settle();
+        Some(passed)
+    }
+
+    fn look(&mut self) {
+        let runs: Vec<(String, u32)> =
+            self.state.to_observe().map(|(name, attempt)| (name.to_owned(), attempt)).collect();
+        for (name, attempt) in runs {
+            let seen = self.runs.get(&(name.clone(), attempt)).cloned().unwrap_or(Seen::Absent);
+            let happened = self.state.observe(&[7; 16], &name, attempt, seen, self.now);
+            self.note(happened);
+        }
+    }
+
+    fn report(&mut self) {
+        let new = status(&self.desired, &self.state, self.now);
+        if self.status.as_ref() != Some(&new) {
+            let happened = happenings(&self.desired, self.status.as_ref(), &new);
+            self.note(happened);
+            self.status = Some(new);
+        }
+    }
+
+    fn note(&mut self, happened: Vec<Happening>) {
+        self.happenings.extend(happened.into_iter().map(|h| format!("{}: {}", h.reason, h.message)));
+    }
+
+    fn perform(&mut self, step: &Step) {
+        let happened = self.state.begin(&self.desired, step, self.now);
+        self.note(happened);
+        let before = (self.state.clone(), self.desired.clone());
+        assert!(
+            !plan(&before.1, &before.0, self.now.mono).steps.contains(step)
+                || matches!(step, Step::Forget),
+            "{step:?} is planned again while it is in flight"
+        );
+        let (text, outcome) = self.outcome(step);
+        self.steps.push(text);
+        if let Some(outcome) = outcome {
+            let happened = self.state.apply(&[7; 16], outcome, self.now);
+            self.note(happened);
+        }
+    }
+
+    fn outcome(&mut self, step: &Step) -> (String, Option<Outcome>) {
+        let outcome = match step {
+            Step::SetUpSandbox => Outcome::Sandbox(match &self.sandbox_error {
+                Some(error) => Err(error.clone()),
+                None => Ok("10.42.0.2".into()),
+            }),
+            Step::SetUpVolumes(versions) => Outcome::Volumes(Ok(versions.clone())),
+            Step::Pull { container } => Outcome::Pulled {
+                container: container.clone(),
+                result: match &self.pull_error {
+                    Some(error) => Err(error.clone()),
+                    None => Ok("sha256:aa".into()),
+                },
+            },
+            Step::Start { container, attempt } => {
+                let result = match &self.start_error {
+                    Some(error) => Err(error.clone()),
+                    None => {
+                        let old = self
+                            .runs
+                            .insert((container.clone(), *attempt), Seen::Running(self.now.wall_ms));
+                        assert_eq!(old, None, "{container} {attempt} is used twice");
+                        let n_live = self
+                            .runs
+                            .iter()
+                            .filter(|((c, _), seen)| {
+                                c == container && matches!(seen, Seen::Running(_))
+                            })
+                            .count();
+                        assert_eq!(n_live, 1, "two runs of {container} at once");
+                        Ok(self.now.wall_ms)
+                    }
+                };
+                Outcome::Started { container: container.clone(), attempt: *attempt, result }
+            }
+            Step::Stop { container, attempt, signal, .. } => {
+                if *signal == Signal::Kill || !self.ignores_term {
+                    let code = if *signal == Signal::Kill { 137 } else { self.code_on_term };
+                    self.exit(container, code);
+                }
+                Outcome::Stopped { container: container.clone(), attempt: *attempt }
+            }
+            Step::Remove { container, attempt } => {
+                self.runs.remove(&(container.clone(), *attempt));
+                Outcome::Removed {
+                    container: container.clone(),
+                    attempt: *attempt,
+                    result: Ok(()),
+                }
+            }
+            Step::Record(phase) => Outcome::Recorded(
+                *phase,
+                match &self.record_error {
+                    Some(error) => Err(error.clone()),
+                    None => Ok(()),
+                },
+            ),
+            Step::TearDown => {
+                assert!(self.runs.is_empty(), "torn down under {:?}", self.runs);
+                Outcome::TornDown(Ok(()))
+            }
+            Step::Forget => {
+                self.forgotten = true;
+                return ("forget".into(), None);
+            }
+        };
+        let text = match step {
+            Step::SetUpSandbox => "sandbox".into(),
+            Step::SetUpVolumes(_) => "volumes".into(),
+            Step::Pull { container } => format!("pull {container}"),
+            Step::Start { container, attempt } => format!("start {container} {attempt}"),
+            Step::Stop { container, attempt, signal, why } => {
+                format!("{signal:?} {container} {attempt} {why:?}")
+            }
+            Step::Remove { container, attempt } => format!("remove {container} {attempt}"),
+            Step::Record(phase) => format!("record {phase:?}"),
+            Step::TearDown => "tear down".into(),
+            Step::Forget => unreachable!(),
+        };
+        (text, Some(outcome))
+    }
+
+    fn check(&mut self, expected: Expect) {
+        let mut text = String::new();
+        for step in self.steps.drain(..) {
+            text.push_str(&format!("{step}\n"));
+        }
+        for happening in self.happenings.drain(..) {
+            text.push_str(&format!("! {happening}\n"));
+        }
+        let status = status(&self.desired, &self.state, self.now);
+        text.push_str(&format!("{:?} terminated={}\n", status.phase, status.terminated));
+        for c in &status.containers {
+            let state = match &c.state {
+                StateV1::Waiting { reason, message } => format!("waiting {reason} {message}"),
+                StateV1::Running { .. } => "running".into(),
+                StateV1::Terminated(end) => format!("terminated {} {}", end.exit_code, end.reason),
+            };
+            let last =
+                c.last.as_ref().map(|end| format!(" last={} {}", end.exit_code, end.reason));
+            text.push_str(&format!(
+                "{}: {} restarts={}{}\n",
+                c.name,
+                state.trim(),
+                c.restarts,
+                last.unwrap_or_default()
+            ));
+        }
+        expected.assert_eq(&text);
+    }
+
+    fn container_state(&self) -> StateV1 {
+        status(&self.desired, &self.state, self.now).containers[0].state.clone()
+    }
+}
+
+#[test]
+fn a_new_pod_comes_up_and_stays() {
+    let mut world = World::new(pod(vec![container("a"), container("b")]));
+    world.settle().check(expect![[r#"
+        sandbox
+        volumes
+        pull a
+        pull b
+        start a 0
+        start b 0
+        ! Created: Created container: a
+        ! Started: Started container a
+        ! Created: Created container: b
+        ! Started: Started container b
+        Running terminated=false
+        a: running restarts=0
+        b: running restarts=0
+    "#]]);
+    assert_eq!(plan(&world.desired, &world.state, world.now.mono), Plan::default());
+}
+
+#[test]
+fn a_crash_restarts_at_once_then_backs_off() {
+    let mut world = World::new(pod(vec![container("a")]));
+    world.settle();
+    world.exit("a", 3);
+    world.settle();
+    world.steps.clear();
+    world.happenings.clear();
+    world.exit("a", 3);
+    world.settle().check(expect![[r#"
+        remove a 1
+        ! BackOff: Back-off restarting failed container a in pod web-0_default(07070707-0707-0707-0707-070707070707)
+        Running terminated=false
+        a: waiting CrashLoopBackOff back-off 10s restarting failed container=a pod=web-0_default(07070707-0707-0707-0707-070707070707) restarts=1 last=3 Error
+    "#]]);
+    let mut waits = vec![];
+    for _ in 0..7 {
+        waits.push(world.wake().unwrap().as_secs());
+        world.exit("a", 3);
+    }
+    assert_eq!(waits, [10, 20, 40, 80, 160, 300, 300]);
+    assert_eq!(world.state.containers[0].restarts(), 8);
+}
+
+#[test]
+fn a_long_run_resets_the_back_off() {
+    let mut world = World::new(pod(vec![container("a")]));
+    for _ in 0..4 {
+        world.settle();
+        world.exit("a", 1);
+        world.wake();
+    }
+    world.advance(backoff::RESET_AFTER);
+    world.exit("a", 1);
+    world.settle();
+    assert!(matches!(world.container_state(), StateV1::Running { .. }), "restarts at once");
+}
+
+#[test]
+fn every_policy_meets_every_exit() {
+    use RestartPolicyV1::{Always, Never, OnFailure};
+    for (policy, code, expected) in [
+        (Always, 0, None),
+        (Always, 1, None),
+        (OnFailure, 0, Some(PhaseV1::Succeeded)),
+        (OnFailure, 1, None),
+        (Never, 0, Some(PhaseV1::Succeeded)),
+        (Never, 1, Some(PhaseV1::Failed)),
+        (Never, 137, Some(PhaseV1::Failed)),
+    ] {
+        let mut world = World::new(PodV1 { restart_policy: policy, ..pod(vec![container("a")]) });
+        world.settle();
+        world.exit("a", code);
+        world.settle();
+        assert_eq!(world.state.finished, expected, "{policy:?} {code}");
+        assert_eq!(world.state.torn_down, expected.is_some(), "{policy:?} {code}");
+        let runs = matches!(world.container_state(), StateV1::Running { .. });
+        assert_eq!(runs, expected.is_none(), "{policy:?} {code}");
+    }
+}
+
+#[test]
+fn a_finished_pod_waits_for_all_its_containers() {
+    let mut world = World::new(PodV1 {
+        restart_policy: RestartPolicyV1::Never,
+        ..pod(vec![container("a"), container("b")])
+    });
+    world.settle();
+    world.exit("a", 0);
+    world.settle();
+    assert_eq!(phase(&world.desired, &world.state), PhaseV1::Running);
+    world.exit("b", 2);
+    world.steps.clear();
+    world.happenings.clear();
+    world.settle().check(expect![[r#"
+        remove b 0
+        record Failed
+        tear down
+        Failed terminated=true
+        a: terminated 0 Completed restarts=0
+        b: terminated 2 Error restarts=0
+    "#]]);
+}
+
+#[test]
+fn deletion_asks_waits_kills_and_cleans_up() {
+    let mut world = World::new(pod(vec![container("a")]));
+    world.ignores_term = true;
+    world.settle();
+    world.steps.clear();
+    world.happenings.clear();
+    world.edit(|pod| pod.deletion_grace_s = Some(5));
+    assert_eq!(world.wake(), Some(Duration::from_secs(5)));
+    world.check(expect![[r#"
+        Term a 0 PodStops
+        Kill a 0 PodStops
+        remove a 0
+        record Failed
+        tear down
+        ! Killing: Stopping container a
+        Failed terminated=true
+        a: terminated 137 Error restarts=0
+    "#]]);
+    world.desired.present = false;
+    world.settle();
+    assert!(world.forgotten);
+}
+
+#[test]
+fn a_shorter_grace_takes_effect_at_once() {
+    let mut world = World::new(pod(vec![container("a")]));
+    world.ignores_term = true;
+    world.settle();
+    world.edit(|pod| pod.deletion_grace_s = Some(300));
+    world.settle();
+    world.advance(Duration::from_secs(1));
+    world.edit(|pod| pod.deletion_grace_s = Some(0));
+    world.settle();
+    assert!(world.state.torn_down);
+}
+
+#[test]
+fn a_pod_that_leaves_the_set_is_stopped_and_forgotten() {
+    let mut world = World::new(pod(vec![container("a")]));
+    world.settle();
+    world.desired.present = false;
+    world.settle();
+    assert!(world.forgotten);
+    assert!(world.runs.is_empty());
+}
+
+#[test]
+fn a_finished_pod_never_runs_again() {
+    let mut world =
+        World::new(PodV1 { restart_policy: RestartPolicyV1::OnFailure, ..pod(vec![container("a")]) });
+    world.settle();
+    world.exit("a", 0);
+    world.settle();
+    // As after a reboot: only what is on disk is known.
+    let kept = crate::results::Record::of(&world.state, &world.desired.pod);
+    let mut again = World::new((*world.desired.pod).clone());
+    kept.restore(&mut again.state);
+    again.settle();
+    assert!(again.runs.is_empty());
+    assert_eq!(phase(&again.desired, &again.state), PhaseV1::Succeeded);
+    let StateV1::Terminated(end) = again.container_state() else { panic!("not terminated") };
+    assert_eq!(end.exit_code, 0);
+}
+
+#[test]
+fn a_changed_image_restarts_only_that_container() {
+    let mut world = World::new(PodV1 {
+        restart_policy: RestartPolicyV1::Never,
+        ..pod(vec![container("a"), container("b")])
+    });
+    world.settle();
+    world.steps.clear();
+    world.happenings.clear();
+    world.edit(|pod| pod.containers[0].image = "registry.local/app:2".into());
+    world.settle().check(expect![[r#"
+        pull a
+        Term a 0 Replaced
+        remove a 0
+        pull a
+        start a 1
+        ! Killing: Container a definition changed, will be restarted
+        ! Created: Created container: a
+        ! Started: Started container a
+        Running terminated=false
+        a: running restarts=1 last=143 Error
+        b: running restarts=0
+    "#]]);
+}
+
+#[test]
+fn labels_annotations_and_a_resolved_digest_restart_nothing() {
+    let mut world = World::new(pod(vec![container("a")]));
+    world.settle();
+    world.steps.clear();
+    world.edit(|pod| {
+        pod.labels.push(("x".into(), "y".into()));
+        pod.annotations.push(("x".into(), "y".into()));
+        pod.containers[0].digest = "sha256:bb".into();
+    });
+    world.settle();
+    assert_eq!(world.steps, Vec::<String>::new());
+}
+
+#[test]
+fn a_new_image_that_cannot_be_had_leaves_the_old_one_running() {
+    let mut world = World::new(pod(vec![container("a")]));
+    world.settle();
+    world.pull_error = Some(("ErrImagePull".into(), "no such tag".into()));
+    world.edit(|pod| pod.containers[0].image = "registry.local/app:2".into());
+    world.settle();
+    assert!(matches!(world.container_state(), StateV1::Running { .. }));
+}
+
+#[test]
+fn a_failed_pull_backs_off_and_recovers() {
+    let mut world = World::new(pod(vec![container("a")]));
+    world.pull_error = Some(("ErrImagePull".into(), "no such tag".into()));
+    world.settle().check(expect![[r#"
+        sandbox
+        volumes
+        pull a
+        ! Failed: Failed to pull image "registry.local/app:1": no such tag
+        ! Failed: Error: ErrImagePull
+        Pending terminated=false
+        a: waiting ErrImagePull no such tag restarts=0
+    "#]]);
+    world.wake();
+    world.check(expect![[r#"
+        ! BackOff: Back-off pulling image "registry.local/app:1"
+        Pending terminated=false
+        a: waiting ImagePullBackOff Back-off pulling image "registry.local/app:1": ErrImagePull: no such tag restarts=0
+    "#]]);
+    let mut waits = vec![];
+    for _ in 0..6 {
+        let start = world.now.mono;
+        let n_steps = world.steps.len();
+        while world.steps.len() == n_steps {
+            world.wake();
+        }
+        waits.push((world.now.mono - start).as_secs());
+        world.settle();
+    }
+    assert_eq!(waits, [7, 20, 40, 80, 160, 300]);
+    world.pull_error = None;
+    while !matches!(world.container_state(), StateV1::Running { .. }) {
+        world.wake().unwrap();
+    }
+}
+
+#[test]
+fn a_missing_config_map_is_named_and_healed_by_its_arrival() {
+    let c = ContainerV1 {
+        env_from: vec![EnvFromV1 {
+            prefix: String::new(),
+            source: SourceV1::ConfigMap("cfg".into()),
+            optional: false,
+        }],
+        ..container("a")
+    };
+    let mut world = World::new(pod(vec![c]));
+    world.settle().check(expect![[r#"
+        sandbox
+        volumes
+        pull a
+        ! Failed: Error: configmap "cfg" not found
+        Pending terminated=false
+        a: waiting CreateContainerConfigError configmap "cfg" not found restarts=0
+    "#]]);
+    world.desired.keys = keys(SourceV1::ConfigMap("cfg".into()), &[("A", "1")]);
+    world.settle();
+    assert!(matches!(world.container_state(), StateV1::Running { .. }));
+}
+
+#[test]
+fn a_missing_volume_source_holds_the_pod_and_a_changed_one_is_updated_in_place() {
+    let source = SourceV1::Secret("s".into());
+    let volume = VolumeV1 {
+        name: "v".into(),
+        source: VolumeSourceV1::Keys {
+            source: source.clone(),
+            items: vec![KeyPathV1 { key: "k".into(), path: "p".into(), mode: None }],
+            default_mode: 0o644,
+            optional: false,
+        },
+    };
+    let mut world = World::new(PodV1 { volumes: vec![volume], ..pod(vec![container("a")]) });
+    world.settle().check(expect![[r#"
+        sandbox
+        pull a
+        ! FailedMount: MountVolume.SetUp failed for volume "v" : secret "s" not found
+        Pending terminated=false
+        a: waiting ContainerCreating MountVolume.SetUp failed for volume "v" : secret "s" not found restarts=0
+    "#]]);
+    world.desired.keys = keys(source.clone(), &[("other", "1")]);
+    world.settle().check(expect![[r#"
+        ! FailedMount: MountVolume.SetUp failed for volume "v" : secret references non-existent key: k
+        Pending terminated=false
+        a: waiting ContainerCreating MountVolume.SetUp failed for volume "v" : secret references non-existent key: k restarts=0
+    "#]]);
+    world.desired.keys = keys(source.clone(), &[("k", "1")]);
+    world.settle();
+    assert_eq!(world.steps, ["volumes", "start a 0"]);
+    world.steps.clear();
+    world.desired.keys.get_mut(&source).unwrap().generation = 2;
+    world.settle();
+    assert_eq!(world.steps, ["volumes"]);
+    world.desired.keys.clear();
+    world.steps.clear();
+    world.settle();
+    assert_eq!(world.steps, Vec::<String>::new());
+}
+
+#[test]
+fn a_command_that_cannot_start_says_so_and_is_tried_again() {
+    let mut world = World::new(pod(vec![container("a")]));
+    world.start_error = Some(("StartError".into(), "exec \"/nope\": no such file".into()));
+    world.settle().check(expect![[r#"
+        sandbox
+        volumes
+        pull a
+        start a 0
+        remove a 0
+        ! Failed: Error: exec "/nope": no such file
+        Running terminated=false
+        a: waiting RunContainerError exec "/nope": no such file restarts=0 last=128 StartError
+    "#]]);
+    world.start_error = Some(("CreateContainerError".into(), "no overlayfs".into()));
+    assert_eq!(world.wake(), Some(Duration::from_secs(10)));
+    world.check(expect![[r#"
+        pull a
+        start a 1
+        remove a 1
+        ! Failed: Error: no overlayfs
+        Running terminated=false
+        a: waiting CreateContainerError no overlayfs restarts=0 last=128 StartError
+    "#]]);
+    world.start_error = None;
+    assert_eq!(world.wake(), Some(Duration::from_secs(10)));
+    assert_eq!(world.state.containers[0].restarts(), 1);
+}
+
+#[test]
+fn a_sandbox_that_fails_is_tried_again() {
+    let mut world = World::new(pod(vec![container("a")]));
+    world.sandbox_error = Some("no addresses left".into());
+    world.settle();
+    assert_eq!(world.wake(), Some(Duration::from_secs(1)));
+    assert_eq!(world.wake(), Some(Duration::from_secs(2)));
+    let StateV1::Waiting { message, .. } = world.container_state() else { panic!("not waiting") };
+    assert_eq!(message, "Failed to create pod sandbox: no addresses left");
+    world.sandbox_error = None;
+    world.wake();
+    assert!(matches!(world.container_state(), StateV1::Running { .. }));
+}
+
+#[test]
+fn a_full_disk_does_not_keep_a_finished_pod() {
+    let mut world =
+        World::new(PodV1 { restart_policy: RestartPolicyV1::Never, ..pod(vec![container("a")]) });
+    world.record_error = Some("no space left on device".into());
+    world.settle();
+    world.exit("a", 0);
+    world.settle();
+    assert!(world.state.torn_down);
+    assert_eq!(world.state.finished, None);
+    world.record_error = None;
+    world.wake();
+    assert_eq!(world.state.finished, Some(PhaseV1::Succeeded));
+}
+
+#[test]
+fn a_container_that_vanished_counts_as_ended() {
+    let mut world =
+        World::new(PodV1 { restart_policy: RestartPolicyV1::Never, ..pod(vec![container("a")]) });
+    world.settle();
+    world.runs.insert(("a".into(), 0), Seen::Lost);
+    world.settle();
+    assert_eq!(world.state.finished, Some(PhaseV1::Failed));
+    let StateV1::Terminated(end) = world.container_state() else { panic!("not terminated") };
+    assert_eq!((end.exit_code, end.reason.as_str()), (137, "ContainerStatusUnknown"));
+}
+
+#[test]
+fn a_restarted_agent_finds_a_start_it_had_begun() {
+    for (seen, expected) in [
+        (Seen::Running(9), "running"),
+        (Seen::Starting, "starting"),
+        (Seen::Absent, "running"),
+        (Seen::Lost, "running"),
+    ] {
+        let mut world = World::new(pod(vec![container("a")]));
+        world.settle();
+        // Back to the moment in which the start was in flight, seen by a new agent.
+        world.state.containers[0].run = Run::Starting {
+            attempt: 0,
+            image: "registry.local/app:1".into(),
+            image_id: "sha256:aa".into(),
+            in_flight: true,
+        };
+        world.runs.clear();
+        if seen != Seen::Absent {
+            world.runs.insert(("a".into(), 0), seen.clone());
+        }
+        world.state.resume();
+        world.settle();
+        let is_running = matches!(world.container_state(), StateV1::Running { .. });
+        assert_eq!(is_running, expected == "running", "{seen:?}");
+    }
+}
+
+/// What may happen to a pod.
+#[derive(Clone, Debug)]
+enum Event {
+    Exit(usize, i32),
+    Vanish(usize),
+    Advance(u64),
+    NewImage(usize),
+    Relabel,
+    Same,
+    RestartAgent,
+    PullFails(bool),
+    StartFails(u8),
+    SandboxFails(bool),
+    RecordFails(bool),
+    Delete(u32),
+    Remove,
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        6 => (0..2_usize, prop_oneof![Just(0), Just(1), Just(137)]).prop_map(|(c, code)| Event::Exit(c, code)),
+        1 => (0..2_usize).prop_map(Event::Vanish),
+        6 => (0..400_u64).prop_map(Event::Advance),
+        1 => (0..2_usize).prop_map(Event::NewImage),
+        1 => Just(Event::Relabel),
+        1 => Just(Event::Same),
+        2 => Just(Event::RestartAgent),
+        1 => any::<bool>().prop_map(Event::PullFails),
+        1 => (0..3_u8).prop_map(Event::StartFails),
+        1 => any::<bool>().prop_map(Event::SandboxFails),
+        1 => any::<bool>().prop_map(Event::RecordFails),
+        1 => (0..60_u32).prop_map(Event::Delete),
+        1 => Just(Event::Remove),
+    ]
+}
+
+fn policy() -> impl Strategy<Value = RestartPolicyV1> {
+    prop_oneof![
+        Just(RestartPolicyV1::Always),
+        Just(RestartPolicyV1::OnFailure),
+        Just(RestartPolicyV1::Never)
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+    /// Whatever happens, the steps come to an end, nothing is planned twice, and
+    /// what is finished stays finished. `settle` and `perform` assert most of it.
+    #[test]
+    fn steps_converge_whatever_happens(
+        policy in policy(),
+        ignores_term in any::<bool>(),
+        events in proptest::collection::vec(event(), 0..40),
+    ) {
+        let names = ["a", "b"];
+        let mut world = World::new(PodV1 {
+            restart_policy: policy,
+            ..pod(names.iter().map(|name| container(name)).collect())
+        });
+        world.ignores_term = ignores_term;
+        world.settle();
+        let mut n_images = 1;
+        let mut was_finished = None;
+        for event in events {
+            match event {
+                Event::Exit(c, code) => {
+                    if matches!(world.state.containers[c].run, Run::Running { .. }) {
+                        world.exit(names[c], code);
+                    }
+                }
+                Event::Vanish(c) => {
+                    if let Run::Running { attempt, .. } = world.state.containers[c].run {
+                        world.runs.insert((names[c].into(), attempt), Seen::Lost);
+                    }
+                }
+                Event::Advance(seconds) => world.advance(Duration::from_secs(seconds)),
+                Event::NewImage(c) => {
+                    n_images += 1;
+                    let image = format!("registry.local/app:{n_images}");
+                    world.edit(|pod| pod.containers[c].image = image);
+                }
+                Event::Relabel => {
+                    let before = world.steps.len();
+                    world.settle();
+                    let settled = world.steps.len();
+                    world.edit(|pod| pod.labels.push(("l".into(), "v".into())));
+                    world.settle();
+                    prop_assert_eq!(world.steps.len(), settled, "from {}", before);
+                }
+                Event::Same => {
+                    world.settle();
+                    let settled = world.steps.len();
+                    world.desired.generation += 1;
+                    world.settle();
+                    prop_assert_eq!(world.steps.len(), settled);
+                }
+                Event::RestartAgent => {
+                    world.settle();
+                    let settled = world.steps.len();
+                    let bytes = postcard::to_stdvec(&world.state).unwrap();
+                    world.state = postcard::from_bytes(&bytes).unwrap();
+                    world.state.resume();
+                    world.settle();
+                    prop_assert_eq!(world.steps.len(), settled);
+                }
+                Event::PullFails(fails) => {
+                    world.pull_error = fails.then(|| ("ErrImagePull".into(), "no".into()));
+                }
+                Event::StartFails(how) => {
+                    world.start_error = match how {
+                        0 => None,
+                        1 => Some(("StartError".into(), "no".into())),
+                        _ => Some(("CreateContainerError".into(), "no".into())),
+                    };
+                }
+                Event::SandboxFails(fails) => {
+                    world.sandbox_error = fails.then(|| "no".into());
+                }
+                Event::RecordFails(fails) => {
+                    world.record_error = fails.then(|| "no".into());
+                }
+                Event::Delete(grace) => world.edit(|pod| pod.deletion_grace_s = Some(grace)),
+                Event::Remove => world.desired.present = false,
+            }
+            world.settle();
+            if was_finished.is_some() {
+                prop_assert_eq!(world.state.finished, was_finished);
+                prop_assert!(world.state.containers.iter().all(|c| !c.run.is_live()));
+            }
+            was_finished = world.state.finished;
+            let report = status(&world.desired, &world.state, world.now);
+            prop_assert_eq!(report.containers.len(), 2);
+            prop_assert!(!report.terminated || world.runs.is_empty());
+        }
+        // In a world that works again, a pod that stops goes away entirely.
+        world.pull_error = None;
+        world.start_error = None;
+        world.sandbox_error = None;
+        world.record_error = None;
+        world.desired.present = false;
+        for _ in 0..100 {
+            world.settle();
+            if world.forgotten {
+                break;
+            }
+            world.advance(Duration::from_secs(60));
+        }
+        prop_assert!(world.forgotten);
+        prop_assert!(world.runs.is_empty());
+    }
+
+    /// In a world that works, a pod that is wanted runs, and then nothing is planned.
+    #[test]
+    fn a_wanted_pod_runs_in_the_end(
+        events in proptest::collection::vec(event(), 0..20),
+    ) {
+        let mut world = World::new(pod(vec![container("a"), container("b")]));
+        world.settle();
+        for event in events {
+            match event {
+                Event::Exit(c, code) => {
+                    if matches!(world.state.containers[c].run, Run::Running { .. }) {
+                        world.exit(["a", "b"][c], code);
+                    }
+                }
+                Event::Advance(seconds) => world.advance(Duration::from_secs(seconds)),
+                Event::PullFails(fails) => {
+                    world.pull_error = fails.then(|| ("ErrImagePull".into(), "no".into()));
+                }
+                Event::StartFails(0) => world.start_error = None,
+                Event::StartFails(_) => {
+                    world.start_error = Some(("StartError".into(), "no".into()));
+                }
+                _ => {}
+            }
+            world.settle();
+        }
+        world.pull_error = None;
+        world.start_error = None;
+        for _ in 0..20 {
+            world.advance(Duration::from_secs(300));
+            world.settle();
+        }
+        prop_assert_eq!(phase(&world.desired, &world.state), PhaseV1::Running);
+        prop_assert!(world.state.containers.iter().all(|c| c.run.is_live()), "not all run");
+        prop_assert_eq!(plan(&world.desired, &world.state, world.now.mono), Plan::default());
+    }
+}

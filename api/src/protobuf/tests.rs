@@ -1,6 +1,7 @@
 //! Bodies that kubectl 1.35.2 really sent, what JSON they stand for, and damaged ones.
 //!
-//! `tools/schema/kubectl.py record` makes the bodies; `UPDATE_EXPECT=1` the JSON, which a
+//! `tools/schema/kubectl.py record` makes the bodies (the two of helm 4.1.4 were taken the
+//! same way from an install and uninstall); `UPDATE_EXPECT=1` the JSON, which a
 //! person then reads against the command in that file.
 
 use expect_test::expect_file;
@@ -16,12 +17,14 @@ macro_rules! recorded {
     };
 }
 
-const RECORDED: [(&str, &[u8]); 19] = recorded![
+const RECORDED: [(&str, &[u8]); 21] = recorded![
     "autoscale",
     "can-i",
     "configmap",
     "cronjob",
     "deployment",
+    "helm-delete",
+    "helm-release",
     "ingress",
     "job",
     "namespace",
@@ -102,6 +105,11 @@ fn what_the_command_said_is_in_the_json() {
     );
     assert_eq!(recorded("poddisruptionbudget")["spec"]["minAvailable"], "50%");
     assert_eq!(recorded("priorityclass")["value"], -7);
+    assert_eq!(recorded("helm-delete"), json!({"kind": "DeleteOptions", "apiVersion": "v1"}));
+    let release = recorded("helm-release");
+    assert_eq!(release["type"], "helm.sh/release.v1");
+    assert_eq!(release["metadata"]["labels"]["owner"], "helm");
+    assert!(release["data"]["release"].as_str().unwrap().len() > 500);
 }
 
 #[test]

@@ -97,17 +97,12 @@ pub enum StoreError {
         #[source]
         source: Cause,
     },
-    /// A commit failed in a way that leaves open what the disk holds; nothing is
-    /// written until the store is opened again.
-    #[error(
-        "the store in {} does not write since a commit failed ({reason}): \
-         check the disk and restart", dir.display()
-    )]
+    /// The last step of a commit failed, which leaves open what the disk holds:
+    /// the database is closed until the store is opened again.
+    #[error("the database in {} is closed since a write failed: check the disk and restart", dir.display())]
     Broken {
         /// The directory of the database.
         dir: PathBuf,
-        /// The failure.
-        reason: String,
     },
     /// A record cannot be decoded.
     #[error("the database in {} is damaged: {detail}: restore a backup", dir.display())]

@@ -116,6 +116,14 @@ fn requests_that_no_store_accepts_are_refused_by_name() {
         assert_eq!(store.revision(), 0);
         store.write(vec![put(&"k".repeat(480))]).await.unwrap();
         assert_eq!(store.get(&long).unwrap(), None);
+        assert_eq!(store.get("").unwrap(), None);
+        assert_eq!(keys(&store.list("", &ListOptions::default()).unwrap()).len(), 1);
+        for start_after in [String::new(), "a".into(), "k".repeat(600), "z".repeat(5_000)] {
+            let n_after = usize::from("k".repeat(480) > start_after);
+            let options = ListOptions { start_after: Some(start_after), ..ListOptions::default() };
+            assert_eq!(store.list("", &options).unwrap().items.len(), n_after);
+            assert_eq!(store.list(&"k".repeat(2_000), &options).unwrap().items.len(), 0);
+        }
     });
 }
 

@@ -18,6 +18,9 @@ pub struct Config {
     pub retention: Retention,
     /// Memory for the newest changes, from which watchers are served.
     pub ring_bytes_max: usize,
+    /// A read transaction ends after about this many bytes, so that it does not
+    /// keep pages from being reused; long lists take several.
+    pub read_bytes_max: usize,
     /// Size of the memory map of a new database; it grows by itself.
     pub map_bytes_initial: usize,
     /// The map does not grow beyond this; then the store is full.
@@ -52,6 +55,7 @@ impl Default for Config {
             memory_prefixes: Vec::new(),
             retention: Retention::default(),
             ring_bytes_max: 4 * MIB,
+            read_bytes_max: MIB,
             map_bytes_initial: 16 * MIB,
             map_bytes_max: map_mib_max * MIB,
         }

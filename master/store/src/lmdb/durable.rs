@@ -7,7 +7,7 @@ use std::path::Path;
 
 use heed::{RoTxn, RwTxn, WithoutTls};
 
-use crate::lmdb::environment::{Environment, Sync, Table, WriteError};
+use crate::lmdb::environment::{Environment, Sync, Table, WriteError, scan_from};
 use crate::lmdb::record::{
     self, Change, FORMAT, Malformed, State, decode_changes, decode_log_key, decode_object,
 };
@@ -96,8 +96,7 @@ impl Durable {
         visit: &mut dyn FnMut(&str, Revision, &[u8]) -> bool,
     ) -> Result<(), StoreError> {
         let fail = |e| self.environment.fail("read", e);
-        let range = (from.map(str::as_bytes), std::ops::Bound::Unbounded);
-        for entry in self.objects.range(txn, &range).map_err(fail)? {
+        for entry in self.objects.range(txn, &scan_from(from)).map_err(fail)? {
             let (key, record) = entry.map_err(fail)?;
             let key = record::decode_key(key).map_err(|e| self.malformed(e, "a key"))?;
             let (revision, value) = decode_object(record).map_err(|e| self.malformed(e, key))?;

@@ -7,6 +7,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
+use std::ops::Bound;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -25,6 +26,10 @@ const GROWTH_BYTES_MAX: usize = 256 << 20;
 /// Slots for concurrent read transactions (64 bytes each in the lock file): more
 /// than a tokio runtime has threads.
 const READERS_MAX: u32 = 1024;
+
+/// A disk with less than this is taken for full when a write was cut short: more
+/// than the writer commits at once.
+const NO_ROOM_BYTES: u64 = 16 << 20;
 
 /// Name of LMDB's data file.
 pub(crate) const DATA_FILE: &str = "data.mdb";
@@ -175,12 +180,6 @@ impl Environment {
         self.env.force_sync().map_err(|e| self.fail("flush", e))
     }
 
-    /// Bytes of the pages in use, which the data file must have.
-    pub(crate) fn bytes_used(&self) -> u64 {
-        (self.env.info().last_page_number as u64 + 1)
-            * u64::from(self.env.unnamed_database_stat().page_size)
-    }
-
     pub(crate) fn fail(&self, operation: &'static str, error: heed::Error) -> StoreError {
         failure(operation, &self.dir, error)
     }
@@ -217,10 +216,18 @@ fn is_map_full(error: &heed::Error) -> bool {
     matches!(error, heed::Error::Mdb(MdbError::MapFull))
 }
 
+/// Names a failure for what the caller can do about it.
+///
+/// A failed commit leaves the database as it was: LMDB writes to unused pages,
+/// flushes them, and only then refers to them. When that last write fails, LMDB
+/// itself refuses everything from there on (`Panic`).
 fn failure(operation: &'static str, dir: &Path, error: heed::Error) -> StoreError {
     let dir = dir.to_owned();
     match &error {
-        heed::Error::Io(io) if no_room(io) => StoreError::Full { dir, source: Arc::new(error) },
+        heed::Error::Io(io) if no_room(io, &dir) => {
+            StoreError::Full { dir, source: Arc::new(error) }
+        }
+        heed::Error::Mdb(MdbError::Panic) => StoreError::Broken { dir },
         heed::Error::Mdb(
             MdbError::Corrupted
             | MdbError::PageNotFound
@@ -231,8 +238,40 @@ fn failure(operation: &'static str, dir: &Path, error: heed::Error) -> StoreErro
     }
 }
 
-fn no_room(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG))
+fn no_room(error: &io::Error, dir: &Path) -> bool {
+    match error.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => true,
+        // What LMDB makes of a write that the disk took in part.
+        Some(libc::EIO) => bytes_available(dir).is_some_and(|bytes| bytes < NO_ROOM_BYTES),
+        _ => false,
+    }
+}
+
+/// What the file system of `dir` has left for this user.
+fn bytes_available(dir: &Path) -> Option<u64> {
+    let dir = std::ffi::CString::new(dir.as_os_str().as_encoded_bytes()).ok()?;
+    let mut found = std::mem::MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: both pointers are valid for the call, and the result is only read
+    // when the call says that it is filled in.
+    let found = unsafe {
+        if libc::statvfs(dir.as_ptr(), found.as_mut_ptr()) != 0 {
+            return None;
+        }
+        found.assume_init()
+    };
+    // The fields have another width on 32-bit systems.
+    #[allow(clippy::useless_conversion, clippy::unnecessary_cast)]
+    let (blocks, block_bytes) = (found.f_bavail as u64, found.f_frsize as u64);
+    Some(blocks.saturating_mul(block_bytes))
+}
+
+/// Where a scan begins. LMDB knows no empty key: that is the beginning.
+pub(crate) fn scan_from(from: Bound<&str>) -> (Bound<&[u8]>, Bound<&[u8]>) {
+    let from = match from.map(str::as_bytes) {
+        Bound::Included([]) | Bound::Excluded([]) => Bound::Unbounded,
+        other => other,
+    };
+    (from, Bound::Unbounded)
 }
 
 fn round_to_page(bytes: usize) -> usize {

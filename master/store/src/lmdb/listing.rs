@@ -3,7 +3,7 @@
 //! Each step looks at a fresh snapshot, which may be newer than the revision
 //! wanted. First it reads the changes in between and remembers what each
 //! changed key held before the first of them; then it merges that with the
-//! objects of the snapshot. After about 1 MB a step ends, so that no read
+//! objects of the snapshot. After about [`Config::read_bytes_max`] a step ends, so that no read
 //! transaction keeps pages from being reused.
 
 use std::collections::BTreeMap;
@@ -12,10 +12,9 @@ use std::ops::Bound;
 
 use bytes::Bytes;
 
+#[cfg(doc)]
+use crate::Config;
 use crate::{Revision, StoreError, Versioned};
-
-/// A step reads about this much.
-pub(crate) const STEP_BYTES: usize = 1 << 20;
 
 /// Bytes of a snapshot: borrowed from the map of the database, or shared.
 #[derive(Clone, Copy, Debug)]
@@ -104,10 +103,18 @@ impl<'a> Listing<'a> {
         (self.items, self.more)
     }
 
+    /// The items of the steps since the last call.
+    pub(crate) fn take_items(&mut self) -> Vec<Versioned> {
+        std::mem::take(&mut self.items)
+    }
+
     /// Goes on with a snapshot, at least as new as that of the step before.
-    /// Returns whether the list is complete.
-    pub(crate) fn step(&mut self, snapshot: &dyn Snapshot) -> Result<bool, StoreError> {
-        let mut budget = STEP_BYTES;
+    /// Reads about `budget` bytes. Returns whether the list is complete.
+    pub(crate) fn step(
+        &mut self,
+        snapshot: &dyn Snapshot,
+        mut budget: usize,
+    ) -> Result<bool, StoreError> {
         if !self.undo(snapshot, &mut budget)? || budget == 0 {
             return Ok(false);
         }

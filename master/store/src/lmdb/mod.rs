@@ -33,7 +33,8 @@ use self::durable::Durable;
 use self::environment::make_dir;
 use self::live::{Live, Ring};
 use self::queue::Queue;
-use self::shared::{Shared, SharedCounters};
+pub(crate) use self::shared::Shared;
+use self::shared::SharedCounters;
 use self::volatile::Volatile;
 use self::writer::{Command, Request, Writer};
 use crate::types::validate;
@@ -107,6 +108,10 @@ impl LmdbStore {
     /// The directory it is in.
     pub fn dir(&self) -> &Path {
         &self.shared.dir
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
     }
 
     /// Checks what needs no look at the objects.
@@ -189,8 +194,20 @@ impl Drop for LmdbStore {
     }
 }
 
-/// Keeps other stores out of `dir` for as long as the file is open.
-pub(crate) fn lock(dir: &Path) -> Result<File, StoreError> {
+/// Keeps other stores out of a directory for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct DirLock(File);
+
+impl Drop for DirLock {
+    fn drop(&mut self) {
+        // Said, not left to closing: a child that this process is just starting
+        // may hold a copy of the file for another moment.
+        let _ = self.0.unlock();
+    }
+}
+
+/// Takes the lock of `dir`.
+pub(crate) fn lock(dir: &Path) -> Result<DirLock, StoreError> {
     let path: PathBuf = dir.join("lock");
     let lock = File::options()
         .create(true)
@@ -200,7 +217,7 @@ pub(crate) fn lock(dir: &Path) -> Result<File, StoreError> {
         .open(&path)
         .map_err(|e| StoreError::io("open", &path, e))?;
     match lock.try_lock() {
-        Ok(()) => Ok(lock),
+        Ok(()) => Ok(DirLock(lock)),
         Err(TryLockError::WouldBlock) => Err(StoreError::Locked { dir: dir.to_owned() }),
         Err(TryLockError::Error(e)) => Err(StoreError::io("lock", &path, e)),
     }

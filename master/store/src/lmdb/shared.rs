@@ -1,6 +1,5 @@
 //! What the writer thread, readers and watchers of one store share.
 
-use std::fs::File;
 use std::ops::Bound;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
@@ -10,9 +9,10 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use bytes::Bytes;
 use heed::{RoTxn, WithoutTls};
 
+use crate::lmdb::DirLock;
 use crate::lmdb::config::{Class, Config};
 use crate::lmdb::durable::Durable;
-use crate::lmdb::listing::{Listing, STEP_BYTES, Slice, Snapshot, VisitChange, VisitObject};
+use crate::lmdb::listing::{Listing, Slice, Snapshot, VisitChange, VisitObject};
 use crate::lmdb::live::Live;
 use crate::lmdb::queue::Queue;
 use crate::lmdb::volatile::Volatile;
@@ -46,7 +46,7 @@ pub(crate) struct Shared {
     pub(crate) listed_since_release: AtomicU64,
     /// Held as long as the databases are open; the last field, so that it is
     /// dropped after them.
-    pub(crate) _lock: File,
+    pub(crate) _lock: DirLock,
 }
 
 #[derive(Debug, Default)]
@@ -170,17 +170,43 @@ impl Shared {
     }
 
     fn list_step(&self, class: Class, listing: &mut Listing<'_>) -> Result<bool, StoreError> {
+        let budget = self.config.read_bytes_max;
         match (class, &self.volatile) {
             (Class::Durable, _) => self.durable.read(|txn| {
                 let durable = &self.durable;
-                listing.step(&DurableSnapshot { durable, txn })
+                listing.step(&DurableSnapshot { durable, txn }, budget)
             }),
             (Class::Volatile, None) => Ok(true),
             (Class::Volatile, Some(volatile)) => {
                 let live = self.live();
-                volatile.read(|txn| listing.step(&VolatileSnapshot { live: &live, volatile, txn }))
+                volatile.read(|txn| {
+                    listing.step(
+                        &VolatileSnapshot { shared: self, live: &live, volatile, txn },
+                        budget,
+                    )
+                })
             }
-            (Class::Memory, _) => listing.step(&MemorySnapshot { live: &self.live() }),
+            (Class::Memory, _) => {
+                listing.step(&MemorySnapshot { shared: self, live: &self.live() }, budget)
+            }
+        }
+    }
+
+    /// Visits all durable objects as they were at `revision`.
+    pub(crate) fn walk_durable<E: From<StoreError>>(
+        &self,
+        revision: Revision,
+        visit: &mut dyn FnMut(Versioned) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut listing = Listing::new("", None, usize::MAX, revision);
+        loop {
+            let complete = self.list_step(Class::Durable, &mut listing)?;
+            let items = listing.take_items();
+            self.note_listed(&items);
+            items.into_iter().try_for_each(&mut *visit)?;
+            if complete {
+                return Ok(());
+            }
         }
     }
 
@@ -197,16 +223,12 @@ impl Shared {
     /// forgotten.
     pub(crate) fn check_watch(&self, prefix: &str, from: Revision) -> Result<(), StoreError> {
         self.refuse_future(from)?;
-        let ring_start = self.live().ring.start();
-        if from >= ring_start {
-            return Ok(());
-        }
-        self.refuse_forgotten(prefix, from, ring_start)?;
         let compacted = self.compacted.load(Relaxed);
         if from < compacted {
             return Err(StoreError::Expired { requested: from, compacted });
         }
-        Ok(())
+        let ring_start = self.live().ring.start();
+        self.refuse_forgotten(prefix, from, ring_start)
     }
 
     /// Only the ring has the changes of volatile and memory objects.
@@ -251,7 +273,8 @@ impl Shared {
         let mut complete = true;
         self.durable.read(|txn| {
             self.durable.changes_after(txn, position, &mut |revision, change| {
-                let full = bytes >= STEP_BYTES || read.events.len() >= EVENTS_AT_ONCE;
+                let full =
+                    bytes >= self.config.read_bytes_max || read.events.len() >= EVENTS_AT_ONCE;
                 if full && revision > read.through {
                     complete = false;
                     return false;
@@ -310,6 +333,7 @@ impl Snapshot for DurableSnapshot<'_, '_> {
 }
 
 struct VolatileSnapshot<'a, 't> {
+    shared: &'a Shared,
     live: &'a Live,
     volatile: &'a Volatile,
     txn: &'a RoTxn<'t, WithoutTls>,
@@ -321,7 +345,7 @@ impl Snapshot for VolatileSnapshot<'_, '_> {
         position: Revision,
         visit: &mut VisitChange<'_>,
     ) -> Result<(), StoreError> {
-        visit_ring(self.live, position, visit)
+        self.shared.visit_ring(self.live, Class::Volatile, position, visit)
     }
 
     fn objects_from(
@@ -336,6 +360,7 @@ impl Snapshot for VolatileSnapshot<'_, '_> {
 }
 
 struct MemorySnapshot<'a> {
+    shared: &'a Shared,
     live: &'a Live,
 }
 
@@ -345,7 +370,7 @@ impl Snapshot for MemorySnapshot<'_> {
         position: Revision,
         visit: &mut VisitChange<'_>,
     ) -> Result<(), StoreError> {
-        visit_ring(self.live, position, visit)
+        self.shared.visit_ring(self.live, Class::Memory, position, visit)
     }
 
     fn objects_from(
@@ -363,18 +388,25 @@ impl Snapshot for MemorySnapshot<'_> {
     }
 }
 
-fn visit_ring(
-    live: &Live,
-    position: Revision,
-    visit: &mut VisitChange<'_>,
-) -> Result<(), StoreError> {
-    let expired = || StoreError::Expired { requested: position, compacted: live.ring.start() };
-    for event in live.ring.after(position).ok_or_else(expired)? {
-        let previous = event.previous.as_ref();
-        let previous = previous.map(|p| (p.revision, Slice::Shared(&p.value)));
-        if !visit(event.revision, &event.key, previous) {
-            break;
+impl Shared {
+    /// Visits the changes of one class that are in the ring.
+    fn visit_ring(
+        &self,
+        live: &Live,
+        class: Class,
+        position: Revision,
+        visit: &mut VisitChange<'_>,
+    ) -> Result<(), StoreError> {
+        let expired = || StoreError::Expired { requested: position, compacted: live.ring.start() };
+        for event in live.ring.after(position).ok_or_else(expired)? {
+            let previous = event.previous.as_ref();
+            let previous = previous.map(|p| (p.revision, Slice::Shared(&p.value)));
+            if self.config.class_of(&event.key) == class
+                && !visit(event.revision, &event.key, previous)
+            {
+                break;
+            }
         }
+        Ok(())
     }
-    Ok(())
 }

@@ -8,7 +8,7 @@
 //!
 //! | `state` | the database is |
 //! |---|---|
-//! | `clean` | flushed and closed: used |
+//! | `clean <bytes>`, the length of the file | flushed and closed: used |
 //! | `open <boot id>`, of this boot | as the page cache has it: used |
 //! | anything else | discarded |
 //!
@@ -24,13 +24,13 @@ use std::sync::Arc;
 
 use heed::{RwTxn, WithoutTls};
 
-use crate::lmdb::environment::{DATA_FILE, Environment, Sync, Table, WriteError, sync_dir};
+use crate::lmdb::environment::{
+    DATA_FILE, Environment, Sync, Table, WriteError, scan_from, sync_dir,
+};
 use crate::lmdb::record::{decode_key, decode_object, encode_object};
 use crate::{Event, EventKind, Revision, StoreError};
 
 type Txn<'a> = heed::RoTxn<'a, WithoutTls>;
-
-const CLEAN: &str = "clean";
 
 #[derive(Debug)]
 pub(crate) struct Volatile {
@@ -51,7 +51,7 @@ impl Volatile {
     ) -> Result<Volatile, StoreError> {
         let boot = boot_id();
         if let Some(reason) = distrust(dir, &boot) {
-            discard(dir, &reason)?;
+            discard(dir, reason)?;
         }
         let volatile = match Volatile::try_open(dir, revision, map_bytes) {
             Err(error @ (StoreError::Damaged { .. } | StoreError::Database { .. })) => {
@@ -60,7 +60,7 @@ impl Volatile {
             }
             other => other?,
         };
-        volatile.mark(&format!("open {boot}"))?;
+        volatile.mark(&open_in(&boot))?;
         Ok(volatile)
     }
 
@@ -80,11 +80,6 @@ impl Volatile {
     /// Walks the order and looks up every object.
     fn check(&self, revision_max: Revision) -> Result<(), StoreError> {
         let damaged = |detail: &str| Err(self.environment.damaged(detail));
-        let data = self.environment.dir().join(DATA_FILE);
-        let file_bytes = fs::metadata(&data).map_err(|e| StoreError::io("read", &data, e))?.size();
-        if file_bytes < self.environment.bytes_used() {
-            return damaged("the file is too short");
-        }
         self.environment.read(|txn| {
             let fail = |e| self.environment.fail("read", e);
             let mut n_ordered = 0;
@@ -109,7 +104,9 @@ impl Volatile {
     /// Makes it safe to open after a loss of power.
     pub(crate) fn close(&self) -> Result<(), StoreError> {
         self.environment.flush()?;
-        self.mark(CLEAN)
+        let data = self.environment.dir().join(DATA_FILE);
+        let bytes = fs::metadata(&data).map_err(|e| StoreError::io("read", &data, e))?.size();
+        self.mark(&clean(bytes))
     }
 
     fn mark(&self, state: &str) -> Result<(), StoreError> {
@@ -152,8 +149,7 @@ impl Volatile {
         visit: &mut dyn FnMut(&str, Revision, &[u8]) -> bool,
     ) -> Result<(), StoreError> {
         let fail = |e| self.environment.fail("read", e);
-        let range = (from.map(str::as_bytes), Bound::Unbounded);
-        for entry in self.objects.range(txn, &range).map_err(fail)? {
+        for entry in self.objects.range(txn, &scan_from(from)).map_err(fail)? {
             let (key, record) = entry.map_err(fail)?;
             let key = decode_key(key).map_err(|_| self.malformed("a key"))?;
             let (revision, value) = decode_object(record).map_err(|_| self.malformed(key))?;
@@ -240,17 +236,22 @@ fn decode_place(place: &[u8]) -> Option<(Revision, &str)> {
 }
 
 /// Why the database in `dir` must not even be opened, if so.
-fn distrust(dir: &Path, boot: &str) -> Option<String> {
-    let metadata = fs::metadata(dir.join(DATA_FILE)).ok()?;
-    if metadata.size() == 0 {
-        return Some("it is empty".to_owned());
+fn distrust(dir: &Path, boot: &str) -> Option<&'static str> {
+    let bytes = fs::metadata(dir.join(DATA_FILE)).ok()?.size();
+    match fs::read_to_string(dir.join("state")).unwrap_or_default() {
+        state if state == clean(bytes) => None,
+        state if state.starts_with("clean ") => Some("its length changed"),
+        state if !boot.is_empty() && state == open_in(boot) && bytes > 0 => None,
+        _ => Some("the machine stopped while it was in use"),
     }
-    let state = fs::read_to_string(dir.join("state")).unwrap_or_default();
-    let of_this_boot = !boot.is_empty() && state == format!("open {boot}");
-    if state == CLEAN || of_this_boot {
-        return None;
-    }
-    Some("the machine stopped while it was in use".to_owned())
+}
+
+fn clean(bytes: u64) -> String {
+    format!("clean {bytes}")
+}
+
+fn open_in(boot: &str) -> String {
+    format!("open {boot}")
 }
 
 fn discard(dir: &Path, reason: &str) -> Result<(), StoreError> {

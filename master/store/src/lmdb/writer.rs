@@ -75,8 +75,6 @@ pub(crate) struct Writer {
     /// What the last durable commit left in the database.
     state: State,
     ages: Ages,
-    /// Why nothing is written any more.
-    broken: Option<String>,
     buffer: Vec<u8>,
     written_since_release: u64,
 }
@@ -85,16 +83,7 @@ impl Writer {
     pub(crate) fn new(shared: Arc<Shared>, head: watch::Sender<Revision>, state: State) -> Writer {
         let revision = *head.borrow();
         let ages = Ages::default();
-        Writer {
-            shared,
-            head,
-            revision,
-            state,
-            ages,
-            broken: None,
-            buffer: Vec::new(),
-            written_since_release: 0,
-        }
+        Writer { shared, head, revision, state, ages, buffer: Vec::new(), written_since_release: 0 }
     }
 
     /// Serves the queue until it is closed and empty.
@@ -161,7 +150,6 @@ impl Writer {
         if newest == 0 && needed <= self.state.ceiling {
             return Ok(());
         }
-        self.refuse_if_broken()?;
         let reserves = needed > 0 || self.state.ceiling > self.state.revision;
         let mut ceiling = self.state.ceiling.max(newest);
         if needed > ceiling || (reserves && ceiling - newest.max(needed) < CEILING_STEP / 2) {
@@ -190,7 +178,7 @@ impl Writer {
             durable.put_state(txn, state)?;
             Ok((state, bytes, n_forgotten))
         });
-        let (state, bytes, n_forgotten) = written.inspect_err(|e| self.note_failure(e))?;
+        let (state, bytes, n_forgotten) = written?;
         self.note_commit(state, bytes, n_forgotten);
         Ok(())
     }
@@ -239,7 +227,6 @@ impl Writer {
             return Err(StoreError::Future { requested: before, current: self.revision });
         }
         while self.state.compacted < before {
-            self.refuse_if_broken()?;
             let durable = &self.shared.durable;
             let old = self.state;
             let written = durable.environment.write(|txn| {
@@ -255,7 +242,7 @@ impl Writer {
                 durable.put_state(txn, state)?;
                 Ok((state, n_forgotten))
             });
-            let (state, n_forgotten) = written.inspect_err(|e| self.note_failure(e))?;
+            let (state, n_forgotten) = written?;
             self.note_commit(state, 0, n_forgotten);
         }
         Ok(())
@@ -272,20 +259,6 @@ impl Writer {
         if self.written_since_release >= RELEASE_EVERY_BYTES {
             self.written_since_release = 0;
             self.shared.durable.environment.release_pages();
-        }
-    }
-
-    fn refuse_if_broken(&self) -> Result<(), StoreError> {
-        let Some(reason) = self.broken.clone() else { return Ok(()) };
-        Err(StoreError::Broken { dir: self.shared.dir.clone(), reason })
-    }
-
-    /// After a failed flush the kernel may have dropped the pages that it could
-    /// not write, so a later commit could refer to what is not on the disk.
-    fn note_failure(&mut self, error: &StoreError) {
-        if let StoreError::Database { operation: "commit", source, .. } = error {
-            tracing::error!(error = %source, "a commit failed: the store writes no more");
-            self.broken = Some(source.to_string());
         }
     }
 }

@@ -15,6 +15,7 @@
 
 mod authorize;
 mod fields;
+mod http;
 mod identity;
 mod logs;
 mod managed;
@@ -25,6 +26,7 @@ mod validate;
 mod verbs;
 
 pub use authorize::{Attributes, Authorizer, BuiltIn, Decision};
+pub use http::{HealthCheck, Limits, Server, ServerOptions, TokenAuthenticator};
 pub use identity::{AUTHENTICATED, Identity, MASTERS, NODE_USER_PREFIX, NODES, UNAUTHENTICATED};
 pub use logs::{BoxFuture, LogRequest, LogSource, LogStream};
 pub use options::{

@@ -90,6 +90,8 @@ pub struct WriteOptions {
     pub field_validation: FieldValidation,
     /// Take fields of a server-side apply from other managers.
     pub force: bool,
+    /// Problems that only the text of the body shows: `duplicate field "spec.replicas"`.
+    pub duplicate_fields: Vec<String>,
 }
 
 impl WriteOptions {

@@ -15,6 +15,7 @@ mod bootstrap;
 mod collection;
 mod create;
 mod delete;
+mod patch;
 
 mod read;
 mod subresource;
@@ -31,6 +32,7 @@ use store::{Store, StoreError, Versioned};
 
 pub use delete::Deleted;
 pub use read::{Item, List, ListPages};
+pub(crate) use watch::bookmark;
 pub use watch::{Watch, WatchEvent};
 
 use crate::authorize::{Attributes, Authorizer, BuiltIn, Decision};

@@ -36,10 +36,12 @@ impl Api {
         self.authorize(who, Verb::Create, &target)?;
         stored(resource)?;
         let warnings = check_incoming(&target, &mut object, options)?;
-        self.create_checked(who, &target, object, options, warnings).await
+        self.create_checked(who, &target, object, options, warnings, false).await
     }
 
     /// Creates an object whose shape was checked, for somebody who may.
+    ///
+    /// `tracked` where `managedFields` are already what they should be.
     pub(super) async fn create_checked(
         &self,
         who: &Identity,
@@ -47,6 +49,7 @@ impl Api {
         mut object: Value,
         options: &WriteOptions,
         warnings: Vec<String>,
+        tracked: bool,
     ) -> Result<Written, Status> {
         let resource = target.resource;
         if !object::meta(&object, "resourceVersion").is_empty() {
@@ -69,7 +72,8 @@ impl Api {
                 let name = names::generate_name(&prefix, random());
                 object::metadata_mut(&mut object).insert("name".to_owned(), Value::from(name));
             }
-            match self.create_named(who, target, object.clone(), &uid, options, &warnings).await {
+            let new = New { object: object.clone(), uid: &uid, warnings: &warnings, tracked };
+            match self.create_named(who, target, new, options).await {
                 Err(Conflict::Exists) if generated && attempt < NAME_TRIES => {}
                 Err(Conflict::Exists) => {
                     let name = object::meta(&object, "name");
@@ -92,19 +96,20 @@ impl Api {
         &self,
         who: &Identity,
         target: &Target<'_>,
-        mut object: Value,
-        uid: &str,
+        new: New<'_>,
         options: &WriteOptions,
-        warnings: &[String],
     ) -> Result<Written, Conflict> {
         let resource = target.resource;
+        let New { mut object, uid, warnings, tracked } = new;
         strategy::prepare_for_create(resource, &mut object, uid, jiff::Timestamp::now());
         defaults::apply(resource, &mut object);
         object::set_type(&mut object, resource);
         let mut warnings = warnings.to_vec();
         warnings.extend(validate::create(resource, &object).map_err(Conflict::Other)?);
         admission::admit_node(who, target, None, &object).map_err(Conflict::Other)?;
-        managed::track_create(resource, &mut object, &manager(who, options));
+        if !tracked {
+            managed::track_create(target, &mut object, &manager(who, options));
+        }
 
         let name = object::meta(&object, "name").to_owned();
         let key = resource.key(target.namespace, &name);
@@ -134,6 +139,15 @@ impl Api {
     }
 }
 
+/// An object on its way into the store.
+struct New<'a> {
+    object: Value,
+    uid: &'a str,
+    warnings: &'a [String],
+    /// `managedFields` are already what they should be (server-side apply).
+    tracked: bool,
+}
+
 enum Conflict {
     Exists,
     Other(Status),
@@ -153,7 +167,7 @@ pub(super) fn check_incoming(
         resource.kind,
         object,
         options.field_validation,
-        &[],
+        &options.duplicate_fields,
     )?;
     let namespace = object::meta(object, "namespace");
     if resource.namespaced && !namespace.is_empty() && namespace != target.namespace {

@@ -85,7 +85,7 @@ impl Api {
         }
         if resource.strategy.create_on_update && pinned.is_none() && self.read(target)?.is_none() {
             self.authorize(who, Verb::Create, target)?;
-            return self.create_checked(who, target, object, options, warnings).await;
+            return self.create_checked(who, target, object, options, warnings, false).await;
         }
         let tries = if pinned.is_some() { 1 } else { CONFLICT_TRIES };
         let uid = object::meta(&object, "uid").to_owned();
@@ -142,13 +142,7 @@ impl Api {
         admission::admit_node(who, target, Some(old), &new)?;
         warnings.extend(validate::update(resource, subresource, &new, old)?);
         if !tracked {
-            managed::track_update(
-                resource,
-                target.subresource,
-                old,
-                &mut new,
-                &manager(who, options),
-            );
+            managed::track_update(target, old, &mut new, &manager(who, options));
         }
         let revision = old["metadata"]["resourceVersion"].clone();
         object::metadata_mut(&mut new).insert("resourceVersion".to_owned(), revision);

@@ -1,0 +1,450 @@
+//! The columns of `kubectl get`, as its users know them, for every kind.
+//!
+//! Source of columns and texts: `k8s.io/kubernetes/pkg/printers/internalversion`.
+
+use api::resource::Resource;
+use api::selector::LabelSelector;
+use api::time;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::pod_text;
+use crate::object::{at, meta, text};
+
+/// A column of a table.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Column {
+    pub(super) name: &'static str,
+    /// `string` or `integer`.
+    pub(super) kind: &'static str,
+    /// 0 always shown, 1 with `-o wide`.
+    pub(super) priority: u8,
+    pub(super) description: &'static str,
+}
+
+/// How objects of a kind become rows.
+pub(super) struct Printer {
+    pub(super) columns: &'static [Column],
+    pub(super) cells: fn(&Value, Timestamp) -> Value,
+}
+
+/// What kubectl shows where there is nothing.
+pub(super) const NONE: &str = "<none>";
+const UNKNOWN: &str = "<unknown>";
+
+const fn column(name: &'static str, description: &'static str) -> Column {
+    Column { name, kind: "string", priority: 0, description }
+}
+
+const fn number(name: &'static str, description: &'static str) -> Column {
+    Column { name, kind: "integer", priority: 0, description }
+}
+
+const fn wide(name: &'static str, description: &'static str) -> Column {
+    Column { name, kind: "string", priority: 1, description }
+}
+
+const NAME: Column = column("Name", "Name must be unique within a namespace.");
+const AGE: Column = column("Age", "Time since the object was created.");
+const CONTAINERS: Column = wide("Containers", "Names of each container in the template.");
+const IMAGES: Column = wide("Images", "Images referenced by each container in the template.");
+const SELECTOR: Column = wide("Selector", "Label selector of the pods.");
+
+const POD: Printer = Printer {
+    columns: &[
+        NAME,
+        column("Ready", "The aggregate readiness state of this pod for accepting traffic."),
+        column("Status", "The aggregate status of the containers in this pod."),
+        column("Restarts", "How often the containers of this pod were started again."),
+        AGE,
+        wide("IP", "Address of the pod in the cluster."),
+        wide("Node", "Node the pod is bound to."),
+        wide("Nominated Node", "Node the pod is to run on once others made room."),
+        wide("Readiness Gates", "Further conditions of readiness."),
+    ],
+    cells: |pod, now| {
+        let shown = pod_text::pod_text(pod, now);
+        json!([
+            meta(pod, "name"),
+            shown.ready,
+            shown.status,
+            shown.restarts,
+            age(pod, now),
+            or_none(pod_ip(pod)),
+            or_none(text(pod, &["spec", "nodeName"])),
+            or_none(text(pod, &["status", "nominatedNodeName"])),
+            pod_text::readiness_gates(pod),
+        ])
+    },
+};
+
+const DEPLOYMENT: Printer = Printer {
+    columns: &[
+        NAME,
+        column("Ready", "Number of pods that are ready, of those wanted."),
+        number("Up-to-date", "Number of pods that have the newest template."),
+        number("Available", "Number of pods that are ready for minReadySeconds."),
+        AGE,
+        CONTAINERS,
+        IMAGES,
+        SELECTOR,
+    ],
+    cells: |deployment, now| {
+        let count = |key| int(deployment, &["status", key]);
+        let wanted = int(deployment, &["spec", "replicas"]);
+        let (names, images) = template_containers(deployment);
+        json!([
+            meta(deployment, "name"),
+            format!("{}/{wanted}", count("readyReplicas")),
+            count("updatedReplicas"),
+            count("availableReplicas"),
+            age(deployment, now),
+            names,
+            images,
+            selector(deployment),
+        ])
+    },
+};
+
+const REPLICA_SET: Printer = Printer {
+    columns: &[
+        NAME,
+        number("Desired", "Number of pods wanted."),
+        number("Current", "Number of pods that exist."),
+        number("Ready", "Number of pods that are ready."),
+        AGE,
+        CONTAINERS,
+        IMAGES,
+        SELECTOR,
+    ],
+    cells: |set, now| {
+        let (names, images) = template_containers(set);
+        json!([
+            meta(set, "name"),
+            int(set, &["spec", "replicas"]),
+            int(set, &["status", "replicas"]),
+            int(set, &["status", "readyReplicas"]),
+            age(set, now),
+            names,
+            images,
+            selector(set),
+        ])
+    },
+};
+
+const NODE: Printer = Printer {
+    columns: &[
+        NAME,
+        column("Status", "Whether the node takes pods."),
+        column("Roles", "The roles of the node."),
+        AGE,
+        column("Version", "Version of the agent on the node."),
+        wide("Internal-IP", "Address of the node among nodes."),
+        wide("External-IP", "Address of the node from outside."),
+        wide("OS-Image", "Operating system of the node."),
+        wide("Kernel-Version", "Kernel of the node."),
+        wide("Container-Runtime", "What runs containers on the node."),
+    ],
+    cells: |node, now| {
+        let info = |key| or(text(node, &["status", "nodeInfo", key]), UNKNOWN);
+        json!([
+            meta(node, "name"),
+            node_status(node),
+            node_roles(node),
+            age(node, now),
+            text(node, &["status", "nodeInfo", "kubeletVersion"]),
+            node_address(node, "InternalIP"),
+            node_address(node, "ExternalIP"),
+            info("osImage"),
+            info("kernelVersion"),
+            info("containerRuntimeVersion"),
+        ])
+    },
+};
+
+const EVENT: Printer = Printer {
+    columns: &[
+        column("Last Seen", "Time since it last happened."),
+        column("Type", "Normal or Warning."),
+        column("Reason", "A word for what happened."),
+        column("Object", "What it happened to."),
+        wide("Subobject", "Which part of it."),
+        wide("Source", "Who reports it."),
+        column("Message", "What happened."),
+        wide("First Seen", "Time since it first happened."),
+        wide("Count", "How often it happened."),
+        wide("Name", "Name of the event."),
+    ],
+    cells: |event, now| {
+        let involved = |key| text(event, &["involvedObject", key]);
+        let time = |keys: &[&[&str]]| {
+            keys.iter()
+                .map(|path| text(event, path))
+                .find(|text| !text.is_empty())
+                .map_or_else(|| UNKNOWN.to_owned(), |text| since(text, now))
+        };
+        let last = [&["series", "lastObservedTime"][..], &["lastTimestamp"], &["eventTime"]];
+        let first = [&["firstTimestamp"][..], &["eventTime"]];
+        let object = format!("{}/{}", involved("kind").to_lowercase(), involved("name"));
+        let component =
+            or(text(event, &["source", "component"]), text(event, &["reportingComponent"]));
+        let host = text(event, &["source", "host"]);
+        let source =
+            if host.is_empty() { component.to_owned() } else { format!("{component}, {host}") };
+        let count = match int(event, &["series", "count"]) {
+            0 => int(event, &["count"]).max(1),
+            count => count,
+        };
+        json!([
+            time(&last),
+            text(event, &["type"]),
+            text(event, &["reason"]),
+            object,
+            involved("fieldPath"),
+            source,
+            text(event, &["message"]).trim(),
+            time(&first),
+            count,
+            meta(event, "name"),
+        ])
+    },
+};
+
+const CONFIG_MAP: Printer = Printer {
+    columns: &[NAME, column("Data", "Number of keys."), AGE],
+    cells: |map, now| {
+        let keys = size(&map["data"]) + size(&map["binaryData"]);
+        json!([meta(map, "name"), keys.to_string(), age(map, now)])
+    },
+};
+
+const SECRET: Printer = Printer {
+    columns: &[NAME, column("Type", "What it is for."), column("Data", "Number of keys."), AGE],
+    cells: |secret, now| {
+        let keys = size(&secret["data"]).to_string();
+        json!([meta(secret, "name"), text(secret, &["type"]), keys, age(secret, now)])
+    },
+};
+
+const SERVICE_ACCOUNT: Printer = Printer {
+    columns: &[NAME, column("Secrets", "Number of secrets it may mount."), AGE],
+    cells: |account, now| {
+        let secrets = account["secrets"].as_array().map_or(0, Vec::len);
+        json!([meta(account, "name"), secrets.to_string(), age(account, now)])
+    },
+};
+
+const NAMESPACE: Printer = Printer {
+    columns: &[NAME, column("Status", "Active or Terminating."), AGE],
+    cells: |namespace, now| {
+        json!([meta(namespace, "name"), text(namespace, &["status", "phase"]), age(namespace, now)])
+    },
+};
+
+const LEASE: Printer = Printer {
+    columns: &[NAME, column("Holder", "Who holds it."), AGE],
+    cells: |lease, now| {
+        json!([meta(lease, "name"), text(lease, &["spec", "holderIdentity"]), age(lease, now)])
+    },
+};
+
+const OTHER: Printer = Printer {
+    columns: &[NAME, AGE],
+    cells: |object, now| json!([meta(object, "name"), age(object, now)]),
+};
+
+/// How objects of `resource` are printed.
+pub(super) fn printer(resource: &Resource) -> &'static Printer {
+    match (resource.group, resource.kind) {
+        ("", "Pod") => &POD,
+        ("", "Node") => &NODE,
+        ("", "Event") => &EVENT,
+        ("", "ConfigMap") => &CONFIG_MAP,
+        ("", "Secret") => &SECRET,
+        ("", "ServiceAccount") => &SERVICE_ACCOUNT,
+        ("", "Namespace") => &NAMESPACE,
+        ("apps", "Deployment") => &DEPLOYMENT,
+        ("apps", "ReplicaSet") => &REPLICA_SET,
+        ("coordination.k8s.io", "Lease") => &LEASE,
+        _ => &OTHER,
+    }
+}
+
+/// Time since a point in time, in kubectl's short form.
+pub(super) fn since(timestamp: &str, now: Timestamp) -> String {
+    match time::parse(timestamp) {
+        Some(then) => human_duration(time::seconds_between(then, now)),
+        None => UNKNOWN.to_owned(),
+    }
+}
+
+/// `45s`, `4m5s`, `12h`, `6d23h`, `2y35d`: two units at most, and one where it is enough.
+///
+/// Source: `k8s.io/apimachinery/pkg/util/duration`.
+fn human_duration(seconds: i64) -> String {
+    // A clock that is a little behind is no news.
+    if seconds < -1 {
+        return "<invalid>".to_owned();
+    }
+    let seconds = seconds.max(0);
+    let pair = |value: i64, unit: &str, rest: i64, small: &str| {
+        if rest == 0 { format!("{value}{unit}") } else { format!("{value}{unit}{rest}{small}") }
+    };
+    let (minutes, hours) = (seconds / 60, seconds / 3600);
+    let days = hours / 24;
+    match () {
+        () if seconds < 120 => format!("{seconds}s"),
+        () if minutes < 10 => pair(minutes, "m", seconds % 60, "s"),
+        () if minutes < 180 => format!("{minutes}m"),
+        () if hours < 8 => pair(hours, "h", minutes % 60, "m"),
+        () if hours < 48 => format!("{hours}h"),
+        () if hours < 24 * 8 => pair(days, "d", hours % 24, "h"),
+        () if days < 365 * 2 => format!("{days}d"),
+        () if days < 365 * 8 => pair(days / 365, "y", days % 365, "d"),
+        () => format!("{}y", days / 365),
+    }
+}
+
+fn age(object: &Value, now: Timestamp) -> String {
+    since(meta(object, "creationTimestamp"), now)
+}
+
+fn int(object: &Value, path: &[&str]) -> i64 {
+    at(object, path).and_then(Value::as_i64).unwrap_or(0)
+}
+
+fn size(map: &Value) -> usize {
+    map.as_object().map_or(0, serde_json::Map::len)
+}
+
+pub(super) fn or<'a>(text: &'a str, otherwise: &'a str) -> &'a str {
+    if text.is_empty() { otherwise } else { text }
+}
+
+fn or_none(text: &str) -> &str {
+    or(text, NONE)
+}
+
+fn pod_ip(pod: &Value) -> &str {
+    match text(pod, &["status", "podIP"]) {
+        "" => pod["status"]["podIPs"][0]["ip"].as_str().unwrap_or_default(),
+        ip => ip,
+    }
+}
+
+/// Names and images of the containers in a template.
+fn template_containers(object: &Value) -> (String, String) {
+    let containers = at(object, &["spec", "template", "spec", "containers"]);
+    let containers = containers.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let joined = |key: &str| {
+        let texts: Vec<&str> = containers.iter().filter_map(|c| c[key].as_str()).collect();
+        texts.join(",")
+    };
+    (joined("name"), joined("image"))
+}
+
+fn selector(object: &Value) -> String {
+    match LabelSelector::from_object(&object["spec"]["selector"]) {
+        Ok(selector) if selector.is_empty() => NONE.to_owned(),
+        Ok(selector) => selector.to_string(),
+        Err(_) => "<error>".to_owned(),
+    }
+}
+
+fn node_status(node: &Value) -> String {
+    let conditions = node["status"]["conditions"].as_array();
+    let ready = conditions.into_iter().flatten().find(|c| c["type"] == "Ready");
+    let mut status = match ready {
+        Some(ready) if ready["status"] == "True" => "Ready",
+        Some(_) => "NotReady",
+        None => "Unknown",
+    }
+    .to_owned();
+    if node["spec"]["unschedulable"] == true {
+        status.push_str(",SchedulingDisabled");
+    }
+    status
+}
+
+fn node_roles(node: &Value) -> String {
+    let labels = node["metadata"]["labels"].as_object();
+    let mut roles: Vec<&str> = labels
+        .into_iter()
+        .flatten()
+        .filter_map(|(key, value)| match key.strip_prefix("node-role.kubernetes.io/") {
+            Some(role) => Some(role),
+            None if key == "kubernetes.io/role" => value.as_str(),
+            None => None,
+        })
+        .filter(|role| !role.is_empty())
+        .collect();
+    roles.sort_unstable();
+    roles.dedup();
+    if roles.is_empty() { NONE.to_owned() } else { roles.join(",") }
+}
+
+fn node_address<'a>(node: &'a Value, kind: &str) -> &'a str {
+    let addresses = node["status"]["addresses"].as_array();
+    let found = addresses.into_iter().flatten().find(|address| address["type"] == kind);
+    found.and_then(|address| address["address"].as_str()).unwrap_or(NONE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_has_a_cell_for_every_column() {
+        for resource in api::resource::all() {
+            let printer = printer(resource);
+            for object in [json!({}), json!({"spec": 1, "status": [], "metadata": null})] {
+                let cells = (printer.cells)(&object, Timestamp::UNIX_EPOCH);
+                let n = cells.as_array().unwrap().len();
+                assert_eq!(n, printer.columns.len(), "{}", resource.kind);
+            }
+        }
+    }
+
+    #[test]
+    fn durations_are_kubectls() {
+        let table = [
+            (-5, "<invalid>"),
+            (-1, "0s"),
+            (0, "0s"),
+            (119, "119s"),
+            (120, "2m"),
+            (125, "2m5s"),
+            (600, "10m"),
+            (10_799, "179m"),
+            (10_800, "3h"),
+            (10_860, "3h1m"),
+            (28_800, "8h"),
+            (172_799, "47h"),
+            (172_800, "2d"),
+            (176_400, "2d1h"),
+            (691_200, "8d"),
+            (63_072_000, "2y"),
+            (63_158_400, "2y1d"),
+            (252_288_000, "8y"),
+        ];
+        for (seconds, expected) in table {
+            assert_eq!(human_duration(seconds), expected, "{seconds}");
+        }
+    }
+
+    #[test]
+    fn nodes_say_their_state_and_roles() {
+        let node = json!({
+            "metadata": {"name": "n", "labels": {
+                "node-role.kubernetes.io/edge": "", "kubernetes.io/role": "cam"}},
+            "spec": {"unschedulable": true},
+            "status": {"conditions": [{"type": "Ready", "status": "True"}],
+                       "addresses": [{"type": "InternalIP", "address": "10.0.0.1"}]},
+        });
+        let cells = (NODE.cells)(&node, Timestamp::UNIX_EPOCH);
+        assert_eq!(cells[1], "Ready,SchedulingDisabled");
+        assert_eq!(cells[2], "cam,edge");
+        assert_eq!((&cells[5], &cells[6]), (&json!("10.0.0.1"), &json!("<none>")));
+        assert_eq!(node_status(&json!({})), "Unknown");
+    }
+}

@@ -94,6 +94,12 @@ fn namespace(root: &mut Fields) {
 }
 
 fn secret(root: &mut Fields) {
+    fold_string_data(root);
+    set_if_empty(root, "type", "Opaque");
+}
+
+/// Moves a Secret's `stringData` into its `data`.
+pub fn fold_string_data(root: &mut Map<String, Value>) {
     if let Some(Value::Object(texts)) = root.remove("stringData")
         && !texts.is_empty()
     {
@@ -105,7 +111,6 @@ fn secret(root: &mut Fields) {
             }
         }
     }
-    set_if_empty(root, "type", "Opaque");
 }
 
 fn node(root: &mut Fields) {

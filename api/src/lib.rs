@@ -21,6 +21,7 @@ pub mod schema;
 pub mod selector;
 pub mod strategy;
 pub mod time;
+pub mod validation;
 pub mod view;
 
 pub use key::ObjectKey;

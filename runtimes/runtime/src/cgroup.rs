@@ -89,6 +89,18 @@ impl Hierarchies {
         self.v2.as_deref().filter(|_| self.v1.is_empty())
     }
 
+    /// The group's folder in the hierarchy of a v1 controller.
+    #[must_use]
+    pub fn controller_folder(&self, controller: &str, cgroup: &str) -> Option<PathBuf> {
+        Some(self.v1_root(controller)?.join(relative(cgroup).ok()?))
+    }
+
+    /// The group's folder in the hierarchy of version 2.
+    #[must_use]
+    pub fn unified_folder(&self, cgroup: &str) -> Option<PathBuf> {
+        Some(self.v2.as_ref()?.join(relative(cgroup).ok()?))
+    }
+
     /// Which limits can be set.
     #[must_use]
     pub fn support(&self) -> CgroupSupport {
@@ -131,7 +143,7 @@ impl Hierarchies {
     /// A folder cannot be made, or the kernel refuses a value.
     pub fn create(&self, cgroup: &str, resources: &Resources) -> io::Result<()> {
         let relative = relative(cgroup)?;
-        for controller in ["cpu", "cpuacct", "memory", "pids", "freezer"] {
+        for controller in ["cpu", "cpuacct", "memory", "pids", "freezer", "devices"] {
             if let Some(root) = self.v1_root(controller) {
                 fs::create_dir_all(root.join(relative))?;
             }

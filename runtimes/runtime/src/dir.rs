@@ -143,8 +143,9 @@ impl ContainerDir {
         }
     }
 
-    /// The process that holds the shim's lock.
-    pub(crate) fn holder(&self) -> Option<i32> {
+    /// The process that holds the shim's lock: the container's shim.
+    #[must_use]
+    pub fn shim(&self) -> Option<i32> {
         let file = File::open(self.file("shim.lock")).ok()?;
         let wanted = Flock::from(FlockType::WriteLock);
         let held = rustix::process::fcntl_getlk(&file, &wanted).ok()??;
@@ -165,7 +166,7 @@ impl ContainerDir {
         if let Ok(exit) = self.exit() {
             return Observed::Exited(exit);
         }
-        if self.holder().is_some() {
+        if self.shim().is_some() {
             return match self.running() {
                 Ok(file) => running(&file),
                 Err(_) => Observed::Starting,

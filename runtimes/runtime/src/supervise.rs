@@ -258,7 +258,7 @@ impl Inner {
             match dir.observe() {
                 Observed::Absent => return Ok(()),
                 // The shim goes on for a moment after the exit is known.
-                Observed::Exited(_) if dir.holder().is_some() => {}
+                Observed::Exited(_) if dir.shim().is_some() => {}
                 Observed::Exited(_) | Observed::Lost => break,
                 Observed::Starting => self.kill_shim(&dir),
                 Observed::Running(_) => self.kill(id, SIGKILL)?,
@@ -314,11 +314,11 @@ impl Inner {
 
 /// A pidfd of the shim that holds the folder's lock.
 fn shim_of(dir: &ContainerDir) -> Option<OwnedFd> {
-    let pid = dir.holder()?;
+    let pid = dir.shim()?;
     let raw = rustix::process::Pid::from_raw(pid)?;
     let pidfd = rustix::process::pidfd_open(raw, PidfdFlags::empty()).ok()?;
     // Still the holder after the pidfd was taken: it is the same process.
-    (dir.holder()? == pid).then_some(pidfd)
+    (dir.shim()? == pid).then_some(pidfd)
 }
 
 /// `OK <pid> <started_ms>` or `ERR <json>`; `None` for anything else.
@@ -366,7 +366,7 @@ async fn watch_over(inner: Arc<Inner>, id: String, mut child: Option<Child>) {
         // share a folder, but a new agent may find the shim its predecessor started).
         sleep(delay).await;
         delay = (delay * 2).min(ADOPT_DELAY.1);
-        if dir.holder().is_some() {
+        if dir.shim().is_some() {
             continue;
         }
         tracing::warn!(container = id, "the shim was killed; starting another");

@@ -1,0 +1,115 @@
+//! The last steps before the container's program: filter, capabilities, execve.
+//!
+//! They run in the container's process, after libcontainer has set up
+//! everything else. libcontainer leaves the process two capabilities more than
+//! it shall have, so that the filter can be set without `no_new_privs` (which
+//! would break `sudo` and the like); they are dropped here.
+//!
+//! If a step fails, the shim learns it through a pipe that execve closes.
+
+use std::ffi::CString;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use caps::{CapSet, Capability};
+use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
+use oci_spec::runtime::Spec;
+
+use crate::capabilities::Set;
+use crate::seccomp::{self, Program};
+
+/// What is needed to set a filter and to shrink the bounding set.
+pub(crate) const NEEDED: [Capability; 2] = [Capability::CAP_SYS_ADMIN, Capability::CAP_SETPCAP];
+
+/// Longest report, in bytes.
+const REPORT_BYTES_MAX: u64 = 4096;
+
+/// Does the last steps. Cloned into the container's process with the memory.
+#[derive(Clone)]
+pub(crate) struct Confined {
+    pub(crate) filter: Arc<Program>,
+    pub(crate) capabilities: Set,
+    pub(crate) report: Arc<OwnedFd>,
+}
+
+/// What the container's process says when it could not become the program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// execve failed with this errno.
+    Exec(i32),
+    /// Something before it.
+    Confine(String),
+}
+
+impl Failure {
+    fn write(&self, pipe: &OwnedFd) {
+        let text = match self {
+            Self::Exec(errno) => format!("exec {errno}"),
+            Self::Confine(what) => format!("confine {what}"),
+        };
+        let _ = rustix::io::write(pipe, text.as_bytes());
+    }
+
+    /// Waits for the process to become the program (`None`) or to say why not.
+    pub(crate) fn read(pipe: std::fs::File) -> Option<Self> {
+        let mut text = String::new();
+        if pipe.take(REPORT_BYTES_MAX).read_to_string(&mut text).is_err() {
+            return Some(Self::Confine("unreadable report".into()));
+        }
+        match text.split_once(' ') {
+            None => None,
+            Some(("exec", errno)) => Some(Self::Exec(errno.parse().unwrap_or(0))),
+            Some((_, what)) => Some(Self::Confine(what.to_owned())),
+        }
+    }
+}
+
+impl Confined {
+    fn confine(&self) -> Result<(), String> {
+        seccomp::install(&self.filter).map_err(|error| format!("set the seccomp filter: {error}"))?;
+        let failed = |error| format!("drop capabilities: {error}");
+        // The bounding set first: that takes SETPCAP.
+        let bounding = caps::read(None, CapSet::Bounding).map_err(failed)?;
+        for capability in bounding.difference(&self.capabilities) {
+            caps::drop(None, CapSet::Bounding, *capability).map_err(failed)?;
+        }
+        caps::set(None, CapSet::Effective, &self.capabilities).map_err(failed)?;
+        caps::set(None, CapSet::Permitted, &self.capabilities).map_err(failed)?;
+        caps::clear(None, CapSet::Inheritable).map_err(failed)
+    }
+
+    fn become_program(&self, spec: &Spec) -> Failure {
+        if let Err(error) = self.confine() {
+            return Failure::Confine(error);
+        }
+        let process = spec.process().as_ref();
+        let Some(args) = process.and_then(|process| process.args().as_ref()) else {
+            return Failure::Confine("no command".into());
+        };
+        let args: Result<Vec<CString>, _> =
+            args.iter().map(|arg| CString::new(arg.as_bytes())).collect();
+        match args {
+            Ok(args) if !args.is_empty() => match nix::unistd::execvp(&args[0], &args) {
+                Err(errno) => Failure::Exec(errno as i32),
+                Ok(never) => match never {},
+            },
+            _ => Failure::Confine("a command without words, or with a NUL byte".into()),
+        }
+    }
+}
+
+impl Executor for Confined {
+    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        let failure = self.become_program(spec);
+        failure.write(&self.report);
+        Err(ExecutorError::Other(format!("{failure:?}")))
+    }
+
+    /// The default one looks for the program by rules of its own (it wants the
+    /// others-bit, for one); execve knows best, and says so through the pipe.
+    fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
+        let _ = std::io::stdout().flush();
+        Ok(())
+    }
+}

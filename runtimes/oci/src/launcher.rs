@@ -1,0 +1,206 @@
+//! [`OciLauncher`]: from a spec to a running process, in the shim.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use libcontainer::container::Container;
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::syscall::syscall::SyscallType;
+use rustix::pipe::PipeFlags;
+
+use runtime::cgroup::Hierarchies;
+use runtime::{ContainerSpec, LaunchError, Launcher, Pid, Workload, reason};
+
+use crate::executor::{Confined, Failure};
+use crate::rootfs::{self, PrivateMounts};
+use crate::{capabilities, config, devices, executor, seccomp, user};
+
+/// Starts OCI containers. For the shim only: the process must have one thread.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OciLauncher;
+
+impl Launcher for OciLauncher {
+    fn launch(
+        &self,
+        spec: &ContainerSpec,
+        dir: &Path,
+        out: OwnedFd,
+        err: OwnedFd,
+    ) -> Result<Pid, LaunchError> {
+        let Workload::Oci { layers, scratch } = &spec.workload else {
+            return Err(failed(spec, "it is not an OCI image"));
+        };
+        check_sandbox(spec)?;
+        let wanted = capabilities::resolve(
+            &spec.security.capabilities_add,
+            &spec.security.capabilities_drop,
+            &capabilities::available(),
+        )?;
+        let hierarchies = Hierarchies::detect().map_err(|e| failed(spec, format!("/proc: {e}")))?;
+
+        let mounts = PrivateMounts::enter()
+            .map_err(|e| failed(spec, format!("cannot make a mount namespace: {e}")))?;
+        let root = rootfs::mount(layers, scratch).map_err(|e| failed(spec, e))?;
+        let ids = user::resolve(
+            spec,
+            &rootfs::read_text(&root, "etc/passwd"),
+            &rootfs::read_text(&root, "etc/group"),
+        )?;
+        rootfs::make_folder(&root, &spec.cwd).map_err(|e| {
+            failed(spec, format!("workingDir {:?} cannot be made in the image: {e}", spec.cwd))
+        })?;
+        let mut given = wanted.clone();
+        given.extend(executor::NEEDED);
+        let facts = config::Facts {
+            rootfs: &root,
+            ids: &ids,
+            capabilities: &given,
+            unified_cgroups: hierarchies.unified_root().is_some(),
+        };
+        let bundle = write_bundle(spec, dir, &facts)?;
+
+        // Limits before anything of the container runs; libcontainer only joins.
+        hierarchies
+            .create(&spec.cgroup, &spec.resources)
+            .map_err(|e| failed(spec, format!("cannot set its limits: {e}")))?;
+        // Inherited by the container. Lowering it may need a capability that the
+        // agent lacks; then the kernel's default stands.
+        let _ = fs::write("/proc/self/oom_score_adj", spec.resources.oom_score_adj.to_string());
+
+        let (report, theirs) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
+            .map_err(|e| failed(spec, format!("cannot make a pipe: {e}")))?;
+        let confined = Confined {
+            filter: Arc::new(seccomp::default_filter(&wanted)),
+            capabilities: wanted,
+            report: Arc::new(theirs),
+        };
+        let mut container = create(spec, dir, &bundle, confined, out, err)
+            .map_err(|error| failed(spec, chain(&error)))?;
+        let pid = container.pid().ok_or_else(|| failed(spec, "libcontainer gave no process"))?;
+        // libcontainer joins the hierarchies of one version; ours may be mixed.
+        hierarchies
+            .add(&spec.cgroup, pid.as_raw())
+            .map_err(|e| failed(spec, format!("cannot put it into its cgroup: {e}")))?;
+        devices::enforce(&hierarchies, &spec.cgroup, &devices::DEFAULT)
+            .map_err(|e| failed(spec, format!("cannot set its device rules: {e}")))?;
+        container.start().map_err(|error| failed(spec, chain(&error)))?;
+        drop(mounts);
+        match Failure::read(fs::File::from(report)) {
+            None => Ok(Pid(pid.as_raw())),
+            Some(failure) => Err(start_error(spec, &failure)),
+        }
+    }
+}
+
+/// The pod's namespaces must be there; libcontainer would say it less clearly.
+fn check_sandbox(spec: &ContainerSpec) -> Result<(), LaunchError> {
+    let sandbox = &spec.sandbox;
+    for (name, path) in [("net", &sandbox.net), ("ipc", &sandbox.ipc), ("uts", &sandbox.uts)] {
+        if !path.exists() {
+            return Err(LaunchError::new(
+                reason::CREATE_POD_SANDBOX_ERROR,
+                format!("the pod's {name} namespace {} is gone", path.display()),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn failed(spec: &ContainerSpec, what: impl std::fmt::Display) -> LaunchError {
+    LaunchError::new(
+        reason::CREATE_CONTAINER_ERROR,
+        format!("cannot create container {:?}: {what}", spec.container),
+    )
+}
+
+/// Writes `state/bundle/config.json`; it may hold secrets.
+fn write_bundle(
+    spec: &ContainerSpec,
+    dir: &Path,
+    facts: &config::Facts<'_>,
+) -> Result<PathBuf, LaunchError> {
+    let runtime_spec = config::runtime_spec(spec, facts)?;
+    let bundle = dir.join("state").join("bundle");
+    let write = || -> std::io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&bundle)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(bundle.join("config.json"))?;
+        file.write_all(runtime_spec.to_string().as_bytes())
+    };
+    write().map_err(|e| failed(spec, format!("cannot write {}: {e}", bundle.display())))?;
+    Ok(bundle)
+}
+
+/// Has libcontainer build everything up to the point where the program would start.
+fn create(
+    spec: &ContainerSpec,
+    dir: &Path,
+    bundle: &Path,
+    confined: Confined,
+    out: OwnedFd,
+    err: OwnedFd,
+) -> Result<Container, libcontainer::error::LibcontainerError> {
+    let container = ContainerBuilder::new(spec.id.clone(), SyscallType::default())
+        .with_executor(confined)
+        .with_root_path(dir.join("state"))?
+        .with_stdout(out)
+        .with_stderr(err)
+        .as_init(bundle)
+        .with_systemd(false)
+        .with_detach(true)
+        .build();
+    // It makes its caller undumpable, which would hide /proc/self from it.
+    let dumpable = rustix::process::DumpableBehavior::Dumpable;
+    let _ = rustix::process::set_dumpable_behavior(dumpable);
+    container
+}
+
+fn start_error(spec: &ContainerSpec, failure: &Failure) -> LaunchError {
+    let command = spec.args.first().map_or("", String::as_str);
+    let image = &spec.image;
+    let message = match failure {
+        Failure::Exec(libc::ENOENT) if command.contains('/') => format!(
+            "executable {command:?} or the interpreter it names is not in image {image:?}: \
+             check command and args"
+        ),
+        Failure::Exec(libc::ENOENT) => format!(
+            "executable {command:?} not found in $PATH of image {image:?}: check command and args"
+        ),
+        Failure::Exec(libc::EACCES) => {
+            format!("executable {command:?} of image {image:?} may not be executed by this user")
+        }
+        Failure::Exec(libc::ENOEXEC) => format!(
+            "executable {command:?} of image {image:?} is not a program for this machine ({}): \
+             is the image built for another architecture?",
+            std::env::consts::ARCH
+        ),
+        Failure::Exec(errno) => format!(
+            "executable {command:?} of image {image:?} cannot be executed: {}",
+            std::io::Error::from_raw_os_error(*errno)
+        ),
+        Failure::Confine(what) => format!("container {:?} cannot {what}", spec.container),
+    };
+    LaunchError::new(reason::START_ERROR, message)
+}
+
+/// An error with all its causes, each said once.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let more = cause.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        source = cause.source();
+    }
+    text
+}

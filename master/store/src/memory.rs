@@ -5,6 +5,7 @@
 //! checks of a request and the [`Watcher`].
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -18,7 +19,6 @@ use crate::{
 };
 
 /// A store that forgets everything when it is dropped.
-#[derive(Debug)]
 pub struct MemoryStore {
     model: Arc<Model>,
     head: watch::Sender<Revision>,
@@ -42,6 +42,13 @@ impl MemoryStore {
             Err(_) => {}
         }
         result
+    }
+}
+
+impl fmt::Debug for MemoryStore {
+    // Not what is in it: values may be secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryStore").field("revision", &self.revision()).finish_non_exhaustive()
     }
 }
 

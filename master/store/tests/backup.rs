@@ -1,5 +1,10 @@
 //! Backups: what comes back, and what is refused.
-#![allow(missing_docs)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap
+)]
 
 use std::io::{self, Read};
 

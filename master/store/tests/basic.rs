@@ -1,5 +1,10 @@
 //! What a user of the store relies on, said one by one, for both stores.
-#![allow(missing_docs)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap
+)]
 
 use std::sync::Arc;
 
@@ -92,7 +97,7 @@ fn a_transaction_that_changes_nothing_takes_no_revision() {
         store.write(vec![Write::put("/a", Expect::Any, "x")]).await.unwrap();
         assert_eq!(store.write(vec![]).await.unwrap(), 1);
         assert_eq!(store.write(vec![Write::delete("/b", Expect::Any)]).await.unwrap(), 1);
-        assert!(store.write(vec![Write::delete("/b", Expect::Revision(1))]).await.is_err());
+        store.write(vec![Write::delete("/b", Expect::Revision(1))]).await.unwrap_err();
         assert_eq!(store.revision(), 1);
     });
 }

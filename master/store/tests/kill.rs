@@ -3,7 +3,12 @@
 //!
 //! The writer is this test program, started again with [`DIR`] set; it prints
 //! each revision that was acknowledged.
-#![allow(missing_docs)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap
+)]
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write as _};

@@ -1,7 +1,12 @@
 //! Random work on a store on disk and on the plain model of it: nobody can tell
 //! them apart, not by reading, listing the past, watching, compacting, nor by
 //! closing and opening again.
-#![allow(missing_docs)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap
+)]
 
 use pinnace_store::{
     Config, Expect, ListOptions, LmdbStore, MemoryStore, Revision, Store, StoreError, Watcher,

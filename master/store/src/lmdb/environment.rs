@@ -7,10 +7,10 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::ops::Bound;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::ops::{Bound, Range};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use heed::types::Bytes as Raw;
 use heed::{CommitOrAbort, Env, EnvFlags, EnvOpenOptions, MdbError, RoTxn, RwTxn, WithoutTls};
@@ -31,17 +31,36 @@ const READERS_MAX: u32 = 1024;
 /// than the writer commits at once.
 const NO_ROOM_BYTES: u64 = 16 << 20;
 
+/// The data file is extended when fewer zeros than this are left.
+const AHEAD_BYTES_MIN: u64 = 128 << 10;
+
+/// It is extended by at most this at once.
+const AHEAD_BYTES_MAX: u64 = 4 << 20;
+
 /// Name of LMDB's data file.
 pub(crate) const DATA_FILE: &str = "data.mdb";
 
 #[derive(Debug)]
 pub(crate) struct Environment {
     env: Env<WithoutTls>,
-    /// Held for reading by every transaction, for writing while the map is
-    /// replaced.
-    map: RwLock<()>,
+    /// Where the map is, if that is known. Held for reading by every transaction,
+    /// for writing while the map is replaced.
+    map: RwLock<Option<Range<usize>>>,
     dir: PathBuf,
     map_bytes_max: usize,
+    /// The data file, to be extended ahead of the commits; `None` without flushes.
+    ahead: Option<Mutex<Ahead>>,
+}
+
+/// The zeros after the pages in use.
+///
+/// A commit that makes the file longer costs the file system a second journal
+/// entry, which on flash is most of what a small commit writes. So the file
+/// grows in larger strides, and not within a commit.
+#[derive(Debug)]
+struct Ahead {
+    file: File,
+    bytes: u64,
 }
 
 /// Whether commits wait for the disk.
@@ -99,8 +118,13 @@ impl Environment {
         if file_bytes == 0 {
             sync_dir(dir)?;
         }
+        let ahead = match sync {
+            Sync::Never => None,
+            Sync::Durable => Some(Mutex::new(Ahead::of(&dir.join(DATA_FILE))?)),
+        };
         let dir = dir.to_owned();
-        Ok((Environment { env, map: RwLock::new(()), dir, map_bytes_max }, tables))
+        let map = RwLock::new(find_map(&dir.join(DATA_FILE)));
+        Ok((Environment { env, map, dir, map_bytes_max, ahead }, tables))
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -135,7 +159,10 @@ impl Environment {
                 Ok(result)
             };
             match attempt() {
-                Ok(result) => return Ok(result),
+                Ok(result) => {
+                    self.extend_ahead();
+                    return Ok(result);
+                }
                 Err(WriteError::Lmdb(e) | WriteError::Commit(e)) if is_map_full(&e) => {
                     self.grow(e)?;
                 }
@@ -146,8 +173,26 @@ impl Environment {
         }
     }
 
+    /// Adds zeros to the data file when those ahead of its pages run out.
+    fn extend_ahead(&self) {
+        let Some(ahead) = &self.ahead else { return };
+        let mut ahead = ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        let page_bytes = u64::from(self.env.unnamed_database_stat().page_size);
+        let info = self.env.info();
+        let used = (info.last_page_number as u64 + 1) * page_bytes;
+        if used + AHEAD_BYTES_MIN <= ahead.bytes {
+            return;
+        }
+        let stride = (used / 8).clamp(2 * AHEAD_BYTES_MIN, AHEAD_BYTES_MAX);
+        let wanted = (used + stride).min(info.map_size as u64);
+        if let Err(error) = ahead.extend(wanted) {
+            // Without it commits are larger, and a full disk speaks up in one.
+            tracing::debug!(error = %error, "cannot extend the data file ahead of its use");
+        }
+    }
+
     fn grow(&self, full: heed::Error) -> Result<(), StoreError> {
-        let _map = self.map.write().unwrap_or_else(PoisonError::into_inner);
+        let mut map = self.map.write().unwrap_or_else(PoisonError::into_inner);
         let size = self.env.info().map_size;
         let grown = round_to_page(size.saturating_add(size.min(GROWTH_BYTES_MAX)))
             .min(round_to_page(self.map_bytes_max));
@@ -157,6 +202,7 @@ impl Environment {
         // SAFETY: every transaction holds `map` for reading while it lives, so
         // none is active.
         unsafe { self.env.resize(grown) }.map_err(|e| self.fail("grow", e))?;
+        *map = find_map(&self.dir.join(DATA_FILE));
         tracing::debug!(dir = %self.dir.display(), bytes = grown, "the map of the database grew");
         Ok(())
     }
@@ -164,15 +210,13 @@ impl Environment {
     /// Gives the pages of the map back to the page cache. They are read again
     /// when they are needed; until then the process does not answer for them.
     pub(crate) fn release_pages(&self) {
-        let _map = self.map.read().unwrap_or_else(PoisonError::into_inner);
-        let info = self.env.info();
-        if info.map_addr.is_null() {
-            return;
-        }
+        let map = self.map.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(range) = map.as_ref() else { return };
+        let start = std::ptr::with_exposed_provenance_mut(range.start);
         // SAFETY: the range is the map of this environment, which is not replaced
-        // while `map` is held. It maps a file, is shared and only written through
-        // the file, so dropping its pages loses nothing.
-        unsafe { libc::madvise(info.map_addr, info.map_size, libc::MADV_DONTNEED) };
+        // while `map` is held. It is a shared map of a file that is only written
+        // through the file, so dropping its pages loses nothing.
+        unsafe { libc::madvise(start, range.len(), libc::MADV_DONTNEED) };
     }
 
     /// Writes all pages to the disk.
@@ -186,6 +230,28 @@ impl Environment {
 
     pub(crate) fn damaged(&self, detail: impl Into<String>) -> StoreError {
         StoreError::Damaged { dir: self.dir.clone(), detail: detail.into() }
+    }
+}
+
+impl Ahead {
+    fn of(path: &Path) -> Result<Ahead, StoreError> {
+        let fail = |e| StoreError::io("open", path, e);
+        let file = File::options().write(true).open(path).map_err(fail)?;
+        let bytes = file.metadata().map_err(fail)?.len();
+        Ok(Ahead { file, bytes })
+    }
+
+    fn extend(&mut self, wanted: u64) -> io::Result<()> {
+        // LMDB may have written beyond what this knew of.
+        self.bytes = self.file.metadata()?.len();
+        let zeros = [0; 16 << 10];
+        while self.bytes < wanted {
+            let n =
+                usize::try_from(wanted - self.bytes).map_or(zeros.len(), |n| n.min(zeros.len()));
+            self.file.write_all_at(&zeros[..n], self.bytes)?;
+            self.bytes += n as u64;
+        }
+        Ok(())
     }
 }
 
@@ -263,6 +329,23 @@ fn bytes_available(dir: &Path) -> Option<u64> {
     #[allow(clippy::useless_conversion, clippy::unnecessary_cast)]
     let (blocks, block_bytes) = (found.f_bavail as u64, found.f_frsize as u64);
     Some(blocks.saturating_mul(block_bytes))
+}
+
+/// Where this process has mapped the file `data`. LMDB does not tell.
+fn find_map(data: &Path) -> Option<Range<usize>> {
+    let inode = fs::metadata(data).ok()?.ino().to_string();
+    let maps = fs::read_to_string("/proc/self/maps").ok()?;
+    maps.lines().find_map(|line| {
+        let mut fields = line.split_ascii_whitespace();
+        let (range, flags, offset) = (fields.next()?, fields.next()?, fields.next()?);
+        let found = fields.nth(1)? == inode && fields.next()?.ends_with(DATA_FILE);
+        if !found || !flags.ends_with('s') || offset.bytes().any(|b| b != b'0') {
+            return None;
+        }
+        let (start, end) = range.split_once('-')?;
+        let address = |hex| usize::from_str_radix(hex, 16).ok();
+        Some(address(start)?..address(end)?)
+    })
 }
 
 /// Where a scan begins. LMDB knows no empty key: that is the beginning.

@@ -19,6 +19,7 @@ mod volatile;
 mod writer;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::{File, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -54,7 +55,6 @@ const VOLATILE_MAP_BYTES: usize = 4 << 20;
 ///
 /// Dropping it answers what is queued, closes the databases once the last
 /// watcher is gone too, and frees the directory.
-#[derive(Debug)]
 pub struct LmdbStore {
     shared: Arc<Shared>,
     head: watch::Receiver<Revision>,
@@ -100,7 +100,10 @@ impl LmdbStore {
         let writer = Writer::new(shared.clone(), sender, state);
         let writer = std::thread::Builder::new()
             .name("store-writer".to_owned())
-            .spawn(move || writer.run())
+            .spawn(move || {
+                let _abandon = AbandonQueue(writer.shared());
+                writer.run();
+            })
             .map_err(|e| StoreError::io("start the writer thread of", dir, e))?;
         Ok(LmdbStore { shared, head, writer: Some(writer) })
     }
@@ -183,6 +186,16 @@ impl Store for LmdbStore {
     }
 }
 
+impl fmt::Debug for LmdbStore {
+    // Not what is in it: values may be secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LmdbStore")
+            .field("dir", &self.shared.dir)
+            .field("revision", &self.revision())
+            .finish_non_exhaustive()
+    }
+}
+
 impl Drop for LmdbStore {
     fn drop(&mut self) {
         self.shared.queue.close();
@@ -191,6 +204,15 @@ impl Drop for LmdbStore {
         {
             tracing::error!("the writer thread of the store panicked");
         }
+    }
+}
+
+/// Whatever ends the writer thread, nobody waits for an answer from it.
+struct AbandonQueue(Arc<Shared>);
+
+impl Drop for AbandonQueue {
+    fn drop(&mut self) {
+        self.0.queue.abandon();
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
@@ -22,6 +23,16 @@ pub(crate) struct Queue<T> {
 struct Waiting<T> {
     items: VecDeque<T>,
     closed: bool,
+}
+
+/// What [`Queue::take`] found.
+#[derive(Debug)]
+pub(crate) enum Taken<T> {
+    Items(VecDeque<T>),
+    /// Nothing came for as long as the caller was willing to wait.
+    Nothing,
+    /// Nothing is left, and nothing will come.
+    Closed,
 }
 
 impl<T> Queue<T> {
@@ -46,17 +57,26 @@ impl<T> Queue<T> {
         Ok(())
     }
 
-    /// Waits until there is something, and takes all of it. Empty when the queue
-    /// is closed and nothing is left.
-    pub(crate) fn take(&self) -> VecDeque<T> {
-        let mut waiting = self
-            .arrived
-            .wait_while(self.lock(), |w| w.items.is_empty() && !w.closed)
-            .unwrap_or_else(PoisonError::into_inner);
+    /// Waits until there is something, at most for `patience`, and takes all.
+    pub(crate) fn take(&self, patience: Option<Duration>) -> Taken<T> {
+        let nothing = |waiting: &mut Waiting<T>| waiting.items.is_empty() && !waiting.closed;
+        let mut waiting = match patience {
+            Some(patience) => {
+                let waited = self.arrived.wait_timeout_while(self.lock(), patience, nothing);
+                waited.unwrap_or_else(PoisonError::into_inner).0
+            }
+            None => {
+                let waited = self.arrived.wait_while(self.lock(), nothing);
+                waited.unwrap_or_else(PoisonError::into_inner)
+            }
+        };
+        if waiting.items.is_empty() {
+            return if waiting.closed { Taken::Closed } else { Taken::Nothing };
+        }
         let items = std::mem::take(&mut waiting.items);
         drop(waiting);
         self.room.add_permits(items.len());
-        items
+        Taken::Items(items)
     }
 
     /// Lets nothing in any more.
@@ -64,6 +84,13 @@ impl<T> Queue<T> {
         self.lock().closed = true;
         self.room.close();
         self.arrived.notify_one();
+    }
+
+    /// Closes, and drops what waits: nobody serves it any more.
+    pub(crate) fn abandon(&self) {
+        self.close();
+        let abandoned = std::mem::take(&mut self.lock().items);
+        drop(abandoned);
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting<T>> {

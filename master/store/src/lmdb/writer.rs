@@ -18,11 +18,13 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
+use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use crate::lmdb::config::{Class, Retention};
+use crate::lmdb::queue::Taken;
 use crate::lmdb::record::State;
 use crate::lmdb::shared::{Shared, add};
 use crate::types::check_value;
@@ -35,8 +37,8 @@ const CEILING_STEP: u64 = 1 << 20;
 /// Log records that an explicit compaction removes in one transaction.
 const FORGET_AT_ONCE: u64 = 4096;
 
-/// After this many bytes written, the pages of the map are given back.
-const RELEASE_EVERY_BYTES: u64 = 8 << 20;
+/// The pages of the map that a commit touched are given back this long after.
+const RELEASE_AFTER: Duration = Duration::from_secs(1);
 
 /// What the thread is asked for.
 #[derive(Debug)]
@@ -76,23 +78,35 @@ pub(crate) struct Writer {
     state: State,
     ages: Ages,
     buffer: Vec<u8>,
-    written_since_release: u64,
+    /// When pages of the map are to be given back, if some were touched.
+    release_at: Option<Instant>,
 }
 
 impl Writer {
     pub(crate) fn new(shared: Arc<Shared>, head: watch::Sender<Revision>, state: State) -> Writer {
         let revision = *head.borrow();
         let ages = Ages::default();
-        Writer { shared, head, revision, state, ages, buffer: Vec::new(), written_since_release: 0 }
+        Writer { shared, head, revision, state, ages, buffer: Vec::new(), release_at: None }
+    }
+
+    pub(crate) fn shared(&self) -> Arc<Shared> {
+        self.shared.clone()
     }
 
     /// Serves the queue until it is closed and empty.
     pub(crate) fn run(mut self) {
         loop {
-            let commands = self.shared.queue.take();
-            if commands.is_empty() {
-                break;
+            let patience = self.release_at.map(|at| at.duration_since(Instant::now()));
+            if patience.is_some_and(|patience| patience.is_zero()) {
+                self.shared.durable.environment.release_pages();
+                self.release_at = None;
+                continue;
             }
+            let commands = match self.shared.queue.take(patience) {
+                Taken::Items(commands) => commands,
+                Taken::Nothing => continue,
+                Taken::Closed => break,
+            };
             let mut batch = Vec::with_capacity(commands.len());
             for command in commands {
                 match command {
@@ -255,11 +269,7 @@ impl Writer {
         add(&counters.commits, 1);
         add(&counters.bytes_durable, bytes);
         add(&counters.compacted, n_forgotten);
-        self.written_since_release += bytes;
-        if self.written_since_release >= RELEASE_EVERY_BYTES {
-            self.written_since_release = 0;
-            self.shared.durable.environment.release_pages();
-        }
+        self.release_at.get_or_insert_with(|| Instant::now() + RELEASE_AFTER);
     }
 }
 

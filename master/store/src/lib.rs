@@ -20,6 +20,7 @@
 //! that carries its own revision is made by [`Write::put_with`], which is told
 //! the revision of the transaction.
 
+pub mod archive;
 pub mod backup;
 mod error;
 mod lmdb;
@@ -27,6 +28,7 @@ mod memory;
 mod types;
 mod watcher;
 
+use std::fmt::Debug;
 use std::pin::Pin;
 
 pub use self::error::StoreError;
@@ -46,7 +48,7 @@ pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
 ///
 /// Reads are short, return copies and never wait for a writer: call them from
 /// async code. Keys are ordered by their bytes.
-pub trait Store: Send + Sync + 'static {
+pub trait Store: Debug + Send + Sync + 'static {
     /// The object at `key` as the last commit left it.
     ///
     /// # Errors

@@ -116,7 +116,11 @@ mod tests {
         check(&["ALL"], &[], "all");
         check(&["SYS_TIME"], &["ALL", "CHOWN"], "SYS_TIME");
         check(&["SYS_TIME", "CAP_MKNOD"], &["SYS_TIME", "ALL"], "MKNOD");
-        check(&["NONSENSE"], &[], "unknown capability \"NONSENSE\" in securityContext.capabilities");
+        check(
+            &["NONSENSE"],
+            &[],
+            "unknown capability \"NONSENSE\" in securityContext.capabilities",
+        );
     }
 
     #[test]

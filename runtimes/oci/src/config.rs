@@ -134,9 +134,7 @@ fn environment(spec: &ContainerSpec) -> Result<Vec<String>, LaunchError> {
 }
 
 fn mounts(spec: &ContainerSpec, unified_cgroups: bool) -> Result<Vec<Value>, LaunchError> {
-    let mount = |destination: &str, kind: &str, options: &[&str]| {
-        json!({ "destination": destination, "type": kind, "source": kind, "options": options })
-    };
+    let mount = |destination: &str, kind: &str, options: &[&str]| json!({ "destination": destination, "type": kind, "source": kind, "options": options });
     let mut all = vec![
         mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
         // The one place where device nodes work; only the harmless ones are made there.

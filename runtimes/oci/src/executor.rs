@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use caps::{CapSet, Capability};
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
+use nix::errno::Errno;
 use oci_spec::runtime::Spec;
 
 use crate::capabilities::Set;
@@ -67,7 +68,8 @@ impl Failure {
 
 impl Confined {
     fn confine(&self) -> Result<(), String> {
-        seccomp::install(&self.filter).map_err(|error| format!("set the seccomp filter: {error}"))?;
+        seccomp::install(&self.filter)
+            .map_err(|error| format!("set the seccomp filter: {error}"))?;
         let failed = |error| format!("drop capabilities: {error}");
         // The bounding set first: that takes SETPCAP.
         let bounding = caps::read(None, CapSet::Bounding).map_err(failed)?;
@@ -90,13 +92,38 @@ impl Confined {
         let args: Result<Vec<CString>, _> =
             args.iter().map(|arg| CString::new(arg.as_bytes())).collect();
         match args {
-            Ok(args) if !args.is_empty() => match nix::unistd::execvp(&args[0], &args) {
-                Err(errno) => Failure::Exec(errno as i32),
-                Ok(never) => match never {},
-            },
+            Ok(args) if !args.is_empty() => Failure::Exec(execute(&args) as i32),
             _ => Failure::Confine("a command without words, or with a NUL byte".into()),
         }
     }
+}
+
+/// Becomes the program, looked for in PATH where its name has no slash.
+///
+/// Not execvp, which hands a file it cannot execute (one for another
+/// architecture, say) to the shell. Returns why it failed.
+fn execute(args: &[CString]) -> Errno {
+    let failed = |path: &CString| match nix::unistd::execv(path, args) {
+        Err(errno) => errno,
+        Ok(never) => match never {},
+    };
+    let name = args[0].as_bytes();
+    if name.contains(&b'/') {
+        return failed(&args[0]);
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut result = Errno::ENOENT;
+    for folder in path.as_encoded_bytes().split(|b| *b == b':') {
+        let folder = if folder.is_empty() { b"." } else { folder };
+        let Ok(path) = CString::new([folder, b"/", name].concat()) else { continue };
+        match failed(&path) {
+            Errno::ENOENT | Errno::ENOTDIR => {}
+            // Another folder may have one that may be executed.
+            Errno::EACCES => result = Errno::EACCES,
+            errno => return errno,
+        }
+    }
+    result
 }
 
 impl Executor for Confined {

@@ -93,7 +93,8 @@ impl std::fmt::Display for RootError {
 /// # Errors
 /// See [`RootError`].
 pub(crate) fn mount(layers: &[PathBuf], scratch: &Path) -> Result<PathBuf, RootError> {
-    let (upper, work, rootfs) = (scratch.join("upper"), scratch.join("work"), scratch.join("rootfs"));
+    let (upper, work, rootfs) =
+        (scratch.join("upper"), scratch.join("work"), scratch.join("rootfs"));
     for folder in [&upper, &work, &rootfs] {
         fs::create_dir_all(folder).map_err(|e| RootError::Io("make the writable layer", e))?;
     }
@@ -163,8 +164,11 @@ fn mount_many(target: &Path, lower: &[&Path], upper: &Path, work: &Path) -> Resu
     m::fsconfig_set_string(&context, "workdir", work)?;
     m::fsconfig_set_flag(&context, "volatile")?;
     m::fsconfig_create(&context)?;
-    let mounted =
-        m::fsmount(&context, m::FsMountFlags::FSMOUNT_CLOEXEC, m::MountAttrFlags::MOUNT_ATTR_NODEV)?;
+    let mounted = m::fsmount(
+        &context,
+        m::FsMountFlags::FSMOUNT_CLOEXEC,
+        m::MountAttrFlags::MOUNT_ATTR_NODEV,
+    )?;
     m::move_mount(&mounted, "", CWD, target, m::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
 }
 

@@ -188,8 +188,20 @@ mod tests {
         let error = |text: &str| format!("CreateContainerConfigError: {text} {place}");
         check("1000", None, None, true, "1000:1001 [44, 997, 1001]");
         check("app", Some(1000), None, true, "1000:1001 [44, 997, 1001]");
-        check("", None, None, true, &error("container has runAsNonRoot and image will run as root"));
-        check("0", None, None, true, &error("container has runAsNonRoot and image will run as root"));
+        check(
+            "",
+            None,
+            None,
+            true,
+            &error("container has runAsNonRoot and image will run as root"),
+        );
+        check(
+            "0",
+            None,
+            None,
+            true,
+            &error("container has runAsNonRoot and image will run as root"),
+        );
         check("app", Some(0), None, true, &error("container's runAsUser breaks non-root policy"));
         check(
             "app",

@@ -117,7 +117,8 @@ impl Machine {
     }
 
     fn block_on(&self, test: &Test) {
-        self.executor.block_on(async { tokio::time::timeout(DEADLINE * 2, test(self)).await.unwrap() });
+        self.executor
+            .block_on(async { tokio::time::timeout(DEADLINE * 2, test(self)).await.unwrap() });
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -212,7 +213,8 @@ impl Drop for Machine {
             std::thread::yield_now();
         }
         for name in ["net", "ipc", "uts"] {
-            let _ = nix::mount::umount2(&self.path("ns").join(name), nix::mount::MntFlags::MNT_DETACH);
+            let _ =
+                nix::mount::umount2(&self.path("ns").join(name), nix::mount::MntFlags::MNT_DETACH);
         }
     }
 }
@@ -234,7 +236,8 @@ fn make_layer(layer: &Path) {
     fs::write(layer.join("etc/group"), "root:x:0:\napp:x:1000:\ngpio:x:997:app\n").unwrap();
     fs::write(layer.join("bin/text"), "just text\n").unwrap();
     fs::write(layer.join("bin/lost"), "#!/bin/no-such-interpreter\n").unwrap();
-    fs::write(layer.join("bin/arm"), b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x28\0rest").unwrap();
+    fs::write(layer.join("bin/arm"), b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x28\0rest")
+        .unwrap();
     for name in ["text", "lost", "arm"] {
         let path = layer.join("bin").join(name);
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
@@ -420,8 +423,8 @@ tests! {
 
     async fn devices_that_lead_nowhere_work(machine: &Machine) {
         let script = "head -c4 /dev/zero >/dev/null && head -c4 /dev/urandom >/dev/null && \
-                      echo x >/dev/null && ls /dev";
-        let expected = "core\nfd\nfull\nmqueue\nnull\nptmx\npts\nrandom\nshm\nstderr\nstdin\nstdout\ntty\n\
+                      echo x >/dev/null && ls /dev | grep -v core";
+        let expected = "fd\nfull\nmqueue\nnull\nptmx\npts\nrandom\nshm\nstderr\nstdin\nstdout\ntty\n\
                         urandom\nzero\n";
         machine.check(machine.sh("a", script), 0, expected).await;
     }
@@ -434,11 +437,11 @@ tests! {
         assert!(output.contains("unshare: unshare(0x20000): Operation not permitted"), "{output}");
         assert!(output.contains("mount: permission denied"), "{output}");
         assert!(output.contains("unshare: unshare(0x10000000): Operation not permitted"), "{output}");
-        assert!(output.ends_with("NoNewPrivs:\t0\nSeccomp:\t2\n"), "{output}");
+        assert!(output.contains("NoNewPrivs:\t0\nSeccomp:\t2\n"), "{output}");
         spec = machine.sh("b", script);
         spec.security.no_new_privileges = true;
         let (_, output) = machine.run(spec).await;
-        assert!(output.ends_with("NoNewPrivs:\t1\nSeccomp:\t2\n"), "{output}");
+        assert!(output.contains("NoNewPrivs:\t1\nSeccomp:\t2\n"), "{output}");
     }
 
     async fn capabilities_are_what_was_asked_for(machine: &Machine) {
@@ -500,7 +503,7 @@ tests! {
     }
 
     async fn a_read_only_root_takes_no_writes(machine: &Machine) {
-        let mut spec = machine.sh("a", "touch /x; touch /data/x && echo volume; touch /ro/x; cat /ro/f");
+        let mut spec = machine.sh("a", "exec 2>&1; touch /x; touch /data/x && echo volume; touch /ro/x; cat /ro/f");
         spec.security.read_only_root = true;
         for name in ["volume", "readonly"] {
             fs::create_dir(machine.path(name)).unwrap();
@@ -527,7 +530,7 @@ tests! {
     }
 
     async fn containers_of_a_pod_share_its_network(machine: &Machine) {
-        let script = "readlink /proc/self/ns/net /proc/self/ns/ipc /proc/self/ns/uts";
+        let script = "for ns in net ipc uts; do readlink /proc/self/ns/$ns; done";
         let (_, first) = machine.run(machine.sh("a", script)).await;
         let (_, second) = machine.run(machine.sh("b", script)).await;
         assert_eq!(first, second);
@@ -536,37 +539,57 @@ tests! {
     }
 
     async fn a_killed_shim_loses_neither_container_nor_lines(machine: &Machine) {
-        const LINES: usize = 20_000;
         let runtime = machine.runtime();
-        let script = format!("i=0; while [ $i -lt {LINES} ]; do echo $i; i=$((i+1)); done; exit 9");
-        let spec = machine.sh("a", &script);
+        let script = "i=0; while [ ! -e /data/stop ]; do echo $i; i=$((i+1)); done; exit 9";
+        let mut spec = machine.sh("a", script);
+        fs::create_dir(machine.path("volume")).unwrap();
+        spec.mounts = vec![Mount {
+            source: machine.path("volume"), destination: "/data".into(), read_only: false }];
         let (id, log) = (spec.id.clone(), spec.log.clone());
+        let size = || fs::metadata(&log).map_or(0, |log| log.len());
         let running = runtime.start(spec).await.unwrap();
         let mut killed = Vec::new();
-        for seen in [1_000, 5_000, 12_000] {
-            until("lines", || {
-                text_of(&log).lines().count() >= seen || machine.dir(&id).exit().is_ok()
-            })
-            .await;
+        for _ in 0..4 {
+            let seen = size();
+            until("more lines", || size() > seen + 20_000).await;
             let shim = shim_of(machine, &id).await;
             assert!(!killed.contains(&shim));
             kill_9(shim);
             killed.push(shim);
-            assert_eq!(machine.dir(&id).exit().ok(), None, "the machine is too fast for this test");
+            // The next one is another process.
+            until("the next shim", || machine.dir(&id).shim().is_some_and(|s| s != shim)).await;
+            assert_eq!(runtime.observe(&id), Observed::Running(running));
         }
+        fs::write(machine.path("volume/stop"), "").unwrap();
         let exit = exit_of(&runtime, &id).await;
         assert_eq!(exit.started_ms, running.started_ms);
-        // 9 where the kernel keeps it for strangers (6.15 on) and PID 1 has reaped.
+        // 9 where the kernel keeps it for strangers (6.15 on) and PID 1 reaps in time.
         match exit.code {
             9 => {}
             255 => assert_eq!(exit.error.unwrap().reason, reason::CONTAINER_STATUS_UNKNOWN),
             code => panic!("{code}"),
         }
-        // A batch may come twice, none may be missing, and the order holds.
+        // A batch may come twice, none may be missing.
         let mut numbers: Vec<usize> = text_of(&log).lines().map(|l| l.parse().unwrap()).collect();
         numbers.sort_unstable();
         numbers.dedup();
-        assert_eq!(numbers, (0..LINES).collect::<Vec<_>>());
+        let last = *numbers.last().unwrap();
+        assert_eq!(numbers.len(), last + 1, "lines are missing");
+    }
+
+    async fn output_survives_a_gap_without_shim_and_container(machine: &Machine) {
+        let runtime = machine.runtime();
+        let mut spec = machine.sh("a", "until [ -e /data/go ]; do sleep 0.01; done; echo last words");
+        fs::create_dir(machine.path("volume")).unwrap();
+        spec.mounts = vec![Mount {
+            source: machine.path("volume"), destination: "/data".into(), read_only: false }];
+        let (id, log) = (spec.id.clone(), spec.log.clone());
+        runtime.start(spec).await.unwrap();
+        // The container ends before the next shim is there.
+        kill_9(shim_of(machine, &id).await);
+        fs::write(machine.path("volume/go"), "").unwrap();
+        exit_of(&runtime, &id).await;
+        assert_eq!(text_of(&log), "last words\n");
     }
 
     async fn an_unfinished_line_survives_the_shim(machine: &Machine) {
@@ -581,8 +604,9 @@ tests! {
         until("the half line", || fs::read(&partial).is_ok_and(|p| p == b"first half, ")).await;
         kill_9(shim_of(machine, &id).await);
         fs::write(machine.path("volume/go"), "").unwrap();
-        exit_of(&runtime, &id).await;
-        assert_eq!(text_of(&log), "first half, second half\n");
+        let exit = exit_of(&runtime, &id).await;
+        let messages = fs::read_to_string(machine.dir(&id).file("shim.log")).unwrap();
+        assert_eq!(text_of(&log), "first half, second half\n", "{exit:?} {messages}");
     }
 
     async fn the_agent_may_die_and_another_take_over(machine: &Machine) {
@@ -670,4 +694,3 @@ async fn shim_of(machine: &Machine, id: &str) -> i32 {
     let _ = parent_of(shim);
     shim
 }
-

@@ -15,6 +15,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -122,6 +123,27 @@ impl ContainerDir {
         serde_json::from_slice(&bytes).map_err(|error| {
             io::Error::new(io::ErrorKind::InvalidData, format!("{}: {error}", path.display()))
         })
+    }
+
+    /// Makes the FIFOs of the standard streams, if need be.
+    pub(crate) fn make_fifos(&self) -> io::Result<()> {
+        for name in ["out", "err"] {
+            match rustix::fs::mkfifoat(rustix::fs::CWD, self.file(name), 0o600.into()) {
+                Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens a FIFO, for reading as well as writing: no end ever sees the other gone.
+    pub(crate) fn open_fifo(&self, name: &str) -> io::Result<OwnedFd> {
+        Ok(OpenOptions::new().read(true).write(true).open(self.file(name))?.into())
+    }
+
+    /// Keeps what is in the FIFOs from being lost while nobody else has them open.
+    pub(crate) fn hold_streams(&self) -> io::Result<[OwnedFd; 2]> {
+        Ok([self.open_fifo("out")?, self.open_fifo("err")?])
     }
 
     /// Takes the shim's lock. `None` if another shim has it.

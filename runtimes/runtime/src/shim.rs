@@ -150,6 +150,7 @@ fn run(
     let hierarchies = Hierarchies::detect().map_err(|e| internal("find the cgroups", &e))?;
     let launcher = launcher_for(&spec.workload);
 
+    dir.make_fifos().map_err(|e| internal("make the FIFOs", &e))?;
     let out = Relay::new(&dir, Stream::Stdout).map_err(|e| internal("make a FIFO", &e))?;
     let err = Relay::new(&dir, Stream::Stderr).map_err(|e| internal("make a FIFO", &e))?;
     let (container, running) = match dir.running() {
@@ -218,7 +219,7 @@ fn launch(
     err: &Relay,
 ) -> Result<(OwnedFd, RunningFile), LaunchError> {
     let started_ms = now_ms();
-    let writer = |relay: &Relay| relay.writer().map_err(|e| internal("open a FIFO", &e));
+    let writer = |relay: &Relay| relay.writer.try_clone().map_err(|e| internal("open a FIFO", &e));
     let pid = launcher.launch(spec, dir.path(), writer(out)?, writer(err)?)?.0;
     // libcontainer writes the container's value to its caller as well; the shim
     // should be among the last to be killed. Lowering takes CAP_SYS_RESOURCE.
@@ -307,10 +308,11 @@ impl Container {
 /// One standard stream on its way from the container's FIFO to the log.
 struct Relay {
     fifo: OwnedFd,
+    /// The container's end. Open for reading too, so that it never gets SIGPIPE.
+    writer: OwnedFd,
     /// Holds a copy of a batch while the original is still in the FIFO.
     copy: (OwnedFd, OwnedFd),
     lines: Lines,
-    path: std::path::PathBuf,
     /// The unfinished line, kept where the next shim finds it.
     partial: File,
     partial_len: u64,
@@ -323,11 +325,6 @@ impl Relay {
             Stream::Stdout => ("out", "partial.out"),
             Stream::Stderr => ("err", "partial.err"),
         };
-        let path = dir.file(name);
-        match rustix::fs::mkfifoat(rustix::fs::CWD, &path, 0o600.into()) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(error) => return Err(error.into()),
-        }
         let partial_path = dir.file(partial_name);
         let mut left = fs::read(&partial_path).unwrap_or_default();
         left.truncate(crate::log::LINE_BYTES_MAX - 1);
@@ -338,15 +335,11 @@ impl Relay {
             .mode(0o600)
             .open(&partial_path)?;
         let partial_len = partial.metadata()?.len();
-        let fifo = open_fifo(&path)?;
+        let fifo = dir.open_fifo(name)?;
         let copy = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         let lines = Lines::new(stream, left);
-        Ok(Self { fifo, copy, lines, path, partial, partial_len, buffer: Vec::new() })
-    }
-
-    /// The end for the container. Open for reading too, so that it never gets SIGPIPE.
-    fn writer(&self) -> io::Result<OwnedFd> {
-        open_fifo(&self.path)
+        let writer = dir.open_fifo(name)?;
+        Ok(Self { fifo, writer, copy, lines, partial, partial_len, buffer: Vec::new() })
     }
 
     /// Logs one batch. False if there was nothing.
@@ -407,10 +400,6 @@ impl Relay {
         self.lines.finish(log);
         self.keep_partial();
     }
-}
-
-fn open_fifo(path: &Path) -> io::Result<OwnedFd> {
-    Ok(OpenOptions::new().read(true).write(true).open(path)?.into())
 }
 
 fn relay_until_exit(pidfd: &OwnedFd, relays: &mut [Relay; 2], log: &mut LogFile) -> io::Result<()> {

@@ -165,6 +165,7 @@ impl Inner {
             }
         }
         dir.create(&spec).map_err(io_error("write the folder", &id))?;
+        dir.make_fifos().map_err(io_error("make the FIFOs", &id))?;
         let (child, answer) = self.spawn(&dir).map_err(io_error("start the shim", &id))?;
         let shim = rustix::process::Pid::from_child(&child);
         tokio::spawn(watch_over(Arc::clone(self), id.clone(), Some(child)));
@@ -336,7 +337,13 @@ fn parse_answer(line: &str) -> Option<Result<Running, RuntimeError>> {
 async fn watch_over(inner: Arc<Inner>, id: String, mut child: Option<Child>) {
     let dir = inner.dir(&id);
     let mut delay = ADOPT_DELAY.0;
+    // What is written while there is no shim stays in the FIFOs as long as
+    // somebody has them open; the container itself may be gone by then.
+    let mut held = None;
     loop {
+        if held.is_none() {
+            held = dir.hold_streams().ok();
+        }
         let pidfd = match &child {
             Some(child) => {
                 let pid = rustix::process::Pid::from_child(child);

@@ -119,9 +119,8 @@ pub(super) fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
     };
     // SAFETY: `load` is the head of bpf_attr (the kernel takes the rest as 0), and
     // what it points to lives until the call returns.
-    let fd = unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<Load>())
-    };
+    let fd =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<Load>()) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -170,13 +169,15 @@ mod tests {
         let mut at = 0_usize;
         for _ in 0..10_000 {
             let i = program[at];
-            let (destination, source) = (usize::from(i.registers & 15), usize::from(i.registers >> 4));
+            let (destination, source) =
+                (usize::from(i.registers & 15), usize::from(i.registers >> 4));
             let immediate = i64::from(i.immediate).cast_unsigned();
             at += 1;
             match i.code {
                 LOAD_WORD => {
                     assert_eq!(source, usize::from(CONTEXT));
-                    registers[destination] = u64::from(context[usize::try_from(i.offset).unwrap() / 4]);
+                    registers[destination] =
+                        u64::from(context[usize::try_from(i.offset).unwrap() / 4]);
                 }
                 MOVE => registers[destination] = registers[source],
                 MOVE_IMMEDIATE => registers[destination] = immediate,

@@ -280,7 +280,12 @@ mod tests {
         let tables = TABLES_FOR_TESTS.map(|table_of| table_of(&none));
         // In no table of these four, but in Docker's profile, or newer than the tables.
         let strangers = [
-            "getxattrat", "listxattrat", "removexattrat", "setxattrat", "mseal", "map_shadow_stack",
+            "getxattrat",
+            "listxattrat",
+            "removexattrat",
+            "setxattrat",
+            "mseal",
+            "map_shadow_stack",
             "arm_sync_file_range",
         ];
         let capable = WITH_CAPABILITY.iter().map(|(_, names)| *names);

@@ -21,6 +21,7 @@ mod logs;
 mod managed;
 mod object;
 mod options;
+pub mod patch;
 pub mod status;
 mod validate;
 mod verbs;

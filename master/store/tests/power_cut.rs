@@ -4,7 +4,7 @@
 //! writing program is stopped and the file copied: the copy holds what was
 //! flushed, and nothing of the page cache. It must hold every write that had been
 //! acknowledged, and none by half. `POWER_CUTS=1000` cuts more often.
-#![allow(missing_docs, clippy::unwrap_used, clippy::print_stderr)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stderr, clippy::cast_possible_truncation)]
 
 mod common;
 

@@ -369,6 +369,24 @@ mod tests {
     }
 
     #[test]
+    fn the_schema_knows_every_kind_and_agrees_about_status() {
+        let schema = crate::schema::table();
+        for resource in all() {
+            let of = |kind| schema.kind(resource.group, resource.version, kind);
+            let object = of(resource.kind).unwrap();
+            if resource.storage == Storage::Virtual {
+                continue;
+            }
+            assert!(of(resource.list_kind).is_some(), "{}", resource.list_kind);
+            assert_eq!(object.field("status").is_some(), resource.has_status(), "{object:?}");
+            for sub in resource.subresources {
+                let GroupVersionKind { group, version, kind } = sub.kind;
+                assert!(schema.kind(group, version, kind).is_some(), "{}", sub.name);
+            }
+        }
+    }
+
+    #[test]
     fn groups_are_listed_once() {
         let groups = groups();
         assert_eq!(groups[0], ("", vec!["v1"]));

@@ -97,7 +97,9 @@ pub fn prepare_for_update(
     for field in SYSTEM_FIELDS {
         put(metadata, field, old_metadata.and_then(|old| old.get(*field)));
     }
-    if resource.strategy.has_generation && subresource != Some("status") {
+    // Neither a report nor the choice of a node asks for anything new.
+    let asks = !matches!(subresource, Some("status" | "binding"));
+    if resource.strategy.has_generation && asks {
         // A change of a Deployment's annotations is one too, as in Kubernetes.
         let counted = |object: &Value| {
             let annotations = (resource.kind == "Deployment")

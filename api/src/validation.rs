@@ -351,10 +351,11 @@ fn objects<'a>(parent: &'a Fields, name: &str) -> impl Iterator<Item = (usize, &
 #[cfg(test)]
 mod tests {
     use expect_test::{Expect, expect};
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
-    use crate::{defaults, resource};
+    use crate::{defaults, resource, strategy, time::Timestamp};
 
     /// Shared by the modules below: one line an error.
     pub(super) fn check_create(group: &str, kind: &str, mut object: Value, expected: &Expect) {
@@ -467,5 +468,91 @@ mod tests {
             Forbidden metadata.finalizers: Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers []string{"a/b"}
         "#]],
         );
+    }
+
+    /// Objects that look a little like pods, deployments and the like.
+    fn any_object() -> impl proptest::strategy::Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            "[a-zA-Z0-9%/=-]{0,8}".prop_map(Value::from),
+            Just(json!("Exists")),
+            Just(json!("RollingUpdate")),
+        ];
+        leaf.prop_recursive(8, 64, 6, |inner| {
+            let names = prop::sample::select(vec![
+                "metadata",
+                "spec",
+                "status",
+                "template",
+                "containers",
+                "volumes",
+                "name",
+                "image",
+                "env",
+                "valueFrom",
+                "fieldRef",
+                "resources",
+                "limits",
+                "requests",
+                "cpu",
+                "ports",
+                "securityContext",
+                "tolerations",
+                "strategy",
+                "rollingUpdate",
+                "maxSurge",
+                "data",
+                "selector",
+                "matchLabels",
+                "matchExpressions",
+                "labels",
+                "annotations",
+                "finalizers",
+                "ownerReferences",
+                "stringData",
+                "taints",
+                "key",
+                "operator",
+                "values",
+                "configMap",
+                "items",
+                "capacity",
+                "livenessProbe",
+                "involvedObject",
+                "volumeMounts",
+            ]);
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..3).prop_map(Value::Array),
+                prop::collection::vec((names, inner), 0..6).prop_map(|fields| {
+                    fields.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()
+                }),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_object_is_judged_and_defaults_settle(old in any_object(), new in any_object()) {
+            let wrap = |spec: &Value| json!({"metadata": spec, "spec": spec, "status": spec, "data": spec,
+                "involvedObject": spec});
+            for resource in resource::all() {
+                let (mut old, mut new) = (wrap(&old), wrap(&new));
+                defaults::apply(resource, &mut new);
+                let once = new.clone();
+                defaults::apply(resource, &mut new);
+                prop_assert_eq!(&once, &new);
+                strategy::prepare_for_create(resource, &mut old, "u", Timestamp::UNIX_EPOCH);
+                for subresource in [None, Some("status"), Some("finalize"), Some("scale")] {
+                    let mut new = new.clone();
+                    strategy::prepare_for_update(resource, subresource, &old, &mut new);
+                    let _ = update(resource, subresource, &old, &new);
+                }
+                let _ = create(resource, &new);
+                let _ = unsupported::check(resource, &new);
+                let _ = crate::meta::object_meta(&new);
+            }
+        }
     }
 }

@@ -1,6 +1,8 @@
 //! Rules on containers: names, images, ports, variables, resources, mounts and
 //! probes.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 
 use super::volume::Volumes;
@@ -40,17 +42,16 @@ pub(super) fn containers(
     if items(spec, "containers").is_empty() {
         errors.required(&path.field("containers"), "");
     }
-    let mut names = Vec::new();
+    let mut names = HashSet::new();
     for list in ["containers", "initContainers"] {
         let at = path.field(list);
-        let mut host_ports = Vec::new();
+        let mut host_ports = HashSet::new();
         for (n, container) in objects(spec, list) {
             let at = at.index(n);
             let name = text(container, "name");
-            if !name.is_empty() && names.contains(&name) {
+            if !names.insert(name) && !name.is_empty() {
                 errors.duplicate(&at.field("name"), name);
             }
-            names.push(name);
             one(&at, container, volumes, errors);
             ports(&at.field("ports"), container, &mut host_ports, errors);
         }
@@ -108,20 +109,19 @@ fn one(path: &Path<'_>, container: &Fields, volumes: &Volumes<'_>, errors: &mut 
 fn ports<'a>(
     path: &Path<'_>,
     container: &'a Fields,
-    host_ports: &mut Vec<(i64, &'a str, &'a str)>,
+    host_ports: &mut HashSet<(i64, &'a str, &'a str)>,
     errors: &mut Errors,
 ) {
-    let mut names_seen = Vec::new();
+    let mut names_seen = HashSet::new();
     for (n, port) in objects(container, "ports") {
         let at = path.index(n);
         let name = text(port, "name");
         if !name.is_empty() {
             let wrong = names::port_name(name);
             errors.invalid_all(&at.field("name"), name, &wrong);
-            if wrong.is_empty() && names_seen.contains(&name) {
+            if !names_seen.insert(name) && wrong.is_empty() {
                 errors.duplicate(&at.field("name"), name);
             }
-            names_seen.push(name);
         }
         match number(port, "containerPort").unwrap_or_default() {
             0 => errors.required(&at.field("containerPort"), ""),
@@ -133,11 +133,10 @@ fn ports<'a>(
         if host_port != 0 {
             port_number(&at.field("hostPort"), host_port, errors);
             let key = (host_port, protocol, text(port, "hostIP"));
-            if host_ports.contains(&key) {
+            if !host_ports.insert(key) {
                 errors
                     .duplicate(&at.field("hostPort"), &format!("{protocol}/{}/{host_port}", key.2));
             }
-            host_ports.push(key);
         }
     }
 }
@@ -335,7 +334,7 @@ fn resource_name(path: &Path<'_>, name: &str, errors: &mut Errors) {
 }
 
 fn mounts(path: &Path<'_>, container: &Fields, volumes: &Volumes<'_>, errors: &mut Errors) {
-    let mut seen = Vec::new();
+    let mut seen = HashSet::new();
     for (n, mount) in objects(container, "volumeMounts") {
         let at = path.index(n);
         match text(mount, "name") {
@@ -346,10 +345,9 @@ fn mounts(path: &Path<'_>, container: &Fields, volumes: &Volumes<'_>, errors: &m
         let target = text(mount, "mountPath");
         if target.is_empty() {
             errors.required(&at.field("mountPath"), "");
-        } else if seen.contains(&target) {
+        } else if !seen.insert(target) {
             errors.invalid(&at.field("mountPath"), target, "must be unique");
         }
-        seen.push(target);
         for field in ["subPath", "subPathExpr"] {
             let inner = text(mount, field);
             if !inner.is_empty() {

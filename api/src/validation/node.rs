@@ -1,6 +1,8 @@
 //! Rules on Nodes, and on the small kinds around them: Namespaces, Leases and
 //! Events.
 
+use std::collections::HashSet;
+
 use super::{Errors, Fields, Path, SPEC, fields, items, metadata, number, object, objects, text};
 use crate::names;
 use crate::quantity::Quantity;
@@ -11,7 +13,7 @@ const EFFECTS: &[&str] = &["NoSchedule", "PreferNoSchedule", "NoExecute"];
 pub(super) fn node(root: &Fields, errors: &mut Errors) {
     let spec = fields(root, "spec");
     let path = SPEC.field("taints");
-    let mut seen = Vec::new();
+    let mut seen = HashSet::new();
     for (n, taint) in objects(spec, "taints") {
         let at = path.index(n);
         let (key, value, effect) =
@@ -19,10 +21,9 @@ pub(super) fn node(root: &Fields, errors: &mut Errors) {
         errors.invalid_all(&at.field("key"), key, &names::qualified_name(key));
         errors.invalid_all(&at.field("value"), value, &names::label_value(value));
         errors.one_of(&at.field("effect"), effect, EFFECTS, true);
-        if seen.contains(&(key, effect)) {
+        if !seen.insert((key, effect)) {
             errors.duplicate(&at, &format!("{key}:{effect}"));
         }
-        seen.push((key, effect));
     }
     let status = fields(root, "status");
     for list in ["capacity", "allocatable"] {

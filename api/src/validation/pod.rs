@@ -1,5 +1,7 @@
 //! Rules on the spec of a pod, and of a template that pods are made from.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 
 use super::{
@@ -224,9 +226,10 @@ fn only_more_tolerations(old: &Fields, new: &Fields, errors: &mut Errors) {
         {
             fields.shift_remove("tolerationSeconds");
         }
-        toleration
+        toleration.sort_all_objects();
+        toleration.to_string()
     };
-    let after: Vec<Value> = items(new, "tolerations").iter().map(without_seconds).collect();
+    let after: HashSet<String> = items(new, "tolerations").iter().map(without_seconds).collect();
     if items(old, "tolerations").iter().any(|t| !after.contains(&without_seconds(t))) {
         errors.forbidden(
             &SPEC.field("tolerations"),

@@ -2,16 +2,17 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// When this program was built, in seconds since 1970.
-fn build_seconds() -> u64 {
-    env!("PINNACE_BUILD_TIME").parse().unwrap_or(0)
+/// When this program was built.
+#[must_use]
+pub(crate) fn build_time() -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(env!("PINNACE_BUILD_TIME").parse().unwrap_or(0))
 }
 
 /// The later of the clock and the time of the build: a board that boots in 1970
 /// still makes certificates that are valid elsewhere.
 #[must_use]
 pub(crate) fn now() -> SystemTime {
-    SystemTime::now().max(UNIX_EPOCH + Duration::from_secs(build_seconds()))
+    SystemTime::now().max(build_time())
 }
 
 /// [`now`], for objects.

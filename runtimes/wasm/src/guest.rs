@@ -5,7 +5,7 @@
 //! nobody    drop everything ► say "started" ► run the guest ► exit with its code
 //! ```
 //!
-//! One thread. SIGTERM ends the guest wherever it is: while it waits, through
+//! The guest has one thread. SIGTERM ends the guest wherever it is: while it waits, through
 //! the runtime; while it computes, through wasmtime's epoch, which the signal's
 //! handler advances.
 
@@ -14,6 +14,7 @@ use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use runtime::dir::ContainerDir;
 use runtime::{ContainerSpec, LaunchError, Workload, reason};
@@ -25,6 +26,13 @@ use wasmtime_wasi::{FsPerms, I32Exit, WasiCtx, WasiCtxBuilder, WasiCtxView, Wasi
 
 use crate::confine::NOBODY;
 use crate::{artifact, cgroup, confine, engine};
+
+/// Threads for file operations and name lookups; a guest does one thing at a time.
+const FILE_THREADS_MAX: usize = 2;
+/// How long such a thread waits for more work.
+const FILE_THREAD_IDLE: Duration = Duration::from_secs(1);
+/// Stack of such a thread; looking up a name takes the most.
+const FILE_THREAD_STACK_BYTES: usize = 256 << 10;
 
 /// Exit code of a guest that was stopped: 128 + SIGTERM.
 const EXIT_STOPPED: i32 = 143;
@@ -103,6 +111,9 @@ fn prepare(dir: &Path) -> Result<Ready, LaunchError> {
         .map_err(|err| failure(reason::CREATE_CONTAINER_ERROR, format!("{err:#}")))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .max_blocking_threads(FILE_THREADS_MAX)
+        .thread_keep_alive(FILE_THREAD_IDLE)
+        .thread_stack_size(FILE_THREAD_STACK_BYTES)
         .build()
         .map_err(|err| failure(reason::CREATE_CONTAINER_ERROR, err))?;
     advance_epoch_on_sigterm(&engine);
@@ -136,7 +147,8 @@ fn map(engine: &Engine, config: &ContainerSpec) -> Result<Code, LaunchError> {
     // By its descriptor, so that what is mapped is what was verified.
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     let invalid = |err: wasmtime::Error| create(&format!("{err:#}"));
-    match Engine::detect_precompiled_file(&path).map_err(invalid)? {
+    let kind = Engine::detect_precompiled_file(&path).unwrap_or(None);
+    match kind {
         Some(wasmtime::Precompiled::Module) => {
             // SAFETY: these bytes are what the master compiled and signed, as just
             // verified; only root can write the file, and never does so in place.
@@ -162,8 +174,9 @@ fn replace_stdin() -> std::io::Result<()> {
 /// What the guest sees: its root read-only, and the mounts it may write.
 fn context(config: &ContainerSpec) -> wasmtime::Result<(WasiCtxBuilder, Vec<PathBuf>)> {
     let mut wasi = WasiCtxBuilder::new();
-    // One thread: file operations block it, as they would block the guest anyway.
-    wasi.allow_blocking_current_thread(true).inherit_stdout().inherit_stderr();
+    // Files are read and written on a thread beside: a guest that waits on its own
+    // thread (a preview 1 `sleep` would) could not be stopped.
+    wasi.inherit_stdout().inherit_stderr();
     if config.args.is_empty() {
         wasi.arg(&config.container);
     }

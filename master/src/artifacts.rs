@@ -1,0 +1,278 @@
+//! Compiled WASM code for nodes: fetched and compiled on first use, signed,
+//! kept on disk, served to the nodes whose pods name it.
+//!
+//! ```text
+//! node asks ──► is it a pod of that node? ──► on disk? ──► serve
+//!                                               │ no
+//!                                               ▼
+//!                          fetch the module ─► compile ─► sign ─► write   (one at a time)
+//! ```
+//!
+//! | file in `artifacts/` | what |
+//! | --- | --- |
+//! | `<module sha256>-<engine>-<profile>-<target>.cwasm` | compiled code |
+//! | the same with `.sig` | postcard of its [`ArtifactV1`] |
+//!
+//! All of it can be made again, so nothing here is synced or backed up, and what
+//! is damaged is made anew.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
+use tokio::sync::Semaphore;
+use tracing::{info, warn};
+use wire::artifact::{ArtifactV1, BlobRequestV1, BlobResponseV1};
+use wire::node::WasmTargetV1;
+
+use crate::pki::{Pki, sha256};
+
+/// What a node waits before it asks again.
+const WAIT_MS: u32 = 500;
+/// How long a result is answered from memory before it is looked up again.
+const RESULT_LIFE: Duration = Duration::from_secs(10);
+/// How long one request may take to arrive.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Most bytes of a request.
+const REQUEST_BYTES_MAX: usize = 4096;
+
+/// A reason in one word and a sentence for people.
+pub(crate) type Failure = (String, String);
+
+/// What names compiled code.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Name {
+    /// `sha256:…` of the module.
+    module: String,
+    target: WasmTargetV1,
+}
+
+/// Fetches modules from registries.
+pub(crate) trait Modules: Send + Sync + 'static {
+    /// The bytes of the module of `image` whose digest is `digest`, or the one
+    /// the registry names now where it is empty; with its digest.
+    fn fetch(
+        &self,
+        image: &str,
+        digest: &str,
+    ) -> apiserver::BoxFuture<'_, Result<(String, Vec<u8>), Failure>>;
+}
+
+/// Compiled code, on disk and in the making.
+pub(crate) struct Artifacts {
+    dir: PathBuf,
+    pki: Arc<Pki>,
+    modules: Arc<dyn Modules>,
+    jobs: Mutex<HashMap<(String, Name), Job>>,
+    /// One compilation at a time: each takes all cores and tens of MB.
+    turn: Semaphore,
+}
+
+#[derive(Clone)]
+enum Job {
+    Runs,
+    Failed(Failure, tokio::time::Instant),
+    /// What an image without a known digest turned out to be.
+    Made(String, tokio::time::Instant),
+}
+
+impl Artifacts {
+    pub(crate) fn open(
+        dir: PathBuf,
+        pki: Arc<Pki>,
+        modules: Arc<dyn Modules>,
+    ) -> io::Result<Arc<Self>> {
+        fs::create_dir_all(&dir)?;
+        Ok(Arc::new(Self { dir, pki, modules, jobs: Mutex::default(), turn: Semaphore::new(1) }))
+    }
+
+    /// Serves one connection of `node`. `find` tells the image and the module's
+    /// digest (empty where unknown) of a container of one of its pods.
+    pub(crate) async fn serve<S>(
+        self: &Arc<Self>,
+        mut stream: S,
+        find: impl AsyncFnOnce(&BlobRequestV1) -> Option<(String, String)>,
+    ) -> io::Result<()>
+    where
+        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+    {
+        let request = tokio::time::timeout(REQUEST_TIMEOUT, read_request(&mut stream))
+            .await
+            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        let response = match find(&request).await {
+            None => BlobResponseV1::Failed(
+                "Forbidden".to_owned(),
+                "no WASM container of that name in that pod on this node".to_owned(),
+            ),
+            Some((image, digest)) => self.get(&image, &digest, &request.target),
+        };
+        let bytes = postcard::to_stdvec(&response).expect("a response is plain data");
+        let len = u16::try_from(bytes.len()).map_err(io::Error::other)?;
+        stream.write_all(&len.to_le_bytes()).await?;
+        stream.write_all(&bytes).await?;
+        if let BlobResponseV1::Ready(artifact) = response {
+            let name = Name { module: artifact.module, target: artifact.target };
+            let mut file = tokio::fs::File::open(self.path(&name, "cwasm")).await?;
+            file.seek(io::SeekFrom::Start(request.offset)).await?;
+            tokio::io::copy(&mut file, &mut stream).await?;
+        }
+        stream.shutdown().await
+    }
+
+    /// The code, if it is there; else it is being made.
+    fn get(self: &Arc<Self>, image: &str, digest: &str, target: &WasmTargetV1) -> BlobResponseV1 {
+        let here = target.engine == wasm::engine::ENGINE_VERSION
+            && target.profile == wasm::engine::PROFILE
+            && wasm::engine::TARGETS.contains(&target.target.as_str());
+        if !here {
+            return BlobResponseV1::Failed(
+                "UnsupportedEngine".to_owned(),
+                format!(
+                    "the node runs wasmtime {} profile {} for {:?}, the master compiles for {} profile {}: \
+                     bring agent and master to the same release",
+                    target.engine,
+                    target.profile,
+                    target.target,
+                    wasm::engine::ENGINE_VERSION,
+                    wasm::engine::PROFILE
+                ),
+            );
+        }
+        let name = Name { module: digest.to_owned(), target: target.clone() };
+        if !digest.is_empty()
+            && let Some(artifact) = self.on_disk(&name)
+        {
+            return BlobResponseV1::Ready(artifact);
+        }
+        let key = (image.to_owned(), name);
+        let mut jobs = self.jobs.lock().expect("no panic while it is held");
+        match jobs.get(&key) {
+            Some(Job::Runs) => return BlobResponseV1::Wait(WAIT_MS),
+            Some(Job::Failed((reason, message), at)) if at.elapsed() < RESULT_LIFE => {
+                return BlobResponseV1::Failed(reason.clone(), message.clone());
+            }
+            Some(Job::Made(module, at)) if at.elapsed() < RESULT_LIFE => {
+                let name = Name { module: module.clone(), target: target.clone() };
+                if let Some(artifact) = self.on_disk(&name) {
+                    return BlobResponseV1::Ready(artifact);
+                }
+            }
+            _ => (),
+        }
+        // Forgets results nobody asks for any more.
+        jobs.retain(|_, job| match job {
+            Job::Runs => true,
+            Job::Failed(_, at) | Job::Made(_, at) => at.elapsed() < RESULT_LIFE,
+        });
+        jobs.insert(key.clone(), Job::Runs);
+        drop(jobs);
+        tokio::spawn(Arc::clone(self).make(key));
+        BlobResponseV1::Wait(WAIT_MS)
+    }
+
+    async fn make(self: Arc<Self>, key: (String, Name)) {
+        let (image, name) = &key;
+        let result = self.try_make(image, name).await;
+        let mut jobs = self.jobs.lock().expect("no panic while it is held");
+        match result {
+            Ok(module) => {
+                jobs.insert(key, Job::Made(module, tokio::time::Instant::now()));
+            }
+            Err(failure) => {
+                warn!(image, target = name.target.target, reason = failure.0, "{}", failure.1);
+                jobs.insert(key, Job::Failed(failure, tokio::time::Instant::now()));
+            }
+        }
+    }
+
+    /// Returns the digest of the module.
+    async fn try_make(&self, image: &str, name: &Name) -> Result<String, Failure> {
+        let (module, bytes) = self.modules.fetch(image, &name.module).await?;
+        let name = Name { module, target: name.target.clone() };
+        let _turn = self.turn.acquire().await.expect("the semaphore is never closed");
+        if self.on_disk(&name).is_some() {
+            return Ok(name.module);
+        }
+        let started = tokio::time::Instant::now();
+        let target = name.target.target.clone();
+        let n_bytes = bytes.len();
+        let compiled =
+            tokio::task::spawn_blocking(move || wasm::compile::compile(&bytes, &target)).await;
+        let code = match compiled {
+            Ok(Ok(code)) => code,
+            Ok(Err(err)) => {
+                return Err(("InvalidModule".to_owned(), format!("image {image:?}: {err}")));
+            }
+            Err(err) => return Err(("InvalidModule".to_owned(), format!("image {image:?}: {err}"))),
+        };
+        let mut artifact = ArtifactV1 {
+            module: name.module.clone(),
+            target: name.target.clone(),
+            sha256: sha256(&code),
+            size: code.len() as u64,
+            signature: Vec::new(),
+        };
+        artifact.signature = self.pki.sign_artifact(&artifact.signed_bytes());
+        let signature = postcard::to_stdvec(&artifact).expect("an artifact is plain data");
+        let write = replace(&self.path(&name, "cwasm"), &code)
+            // The signature last: it says that the code beside it is whole.
+            .and_then(|()| replace(&self.path(&name, "sig"), &signature));
+        write.map_err(|err| {
+            let dir = self.dir.display();
+            ("ArtifactStorage".to_owned(), format!("cannot write in {dir} on the master: {err}"))
+        })?;
+        info!(
+            image,
+            module = name.module,
+            target = name.target.target,
+            n_bytes,
+            compiled_bytes = code.len(),
+            took = ?started.elapsed(),
+            "module compiled"
+        );
+        Ok(name.module)
+    }
+
+    /// The signed description of what is on disk; `None` where anything of it is amiss.
+    fn on_disk(&self, name: &Name) -> Option<ArtifactV1> {
+        let signature = fs::read(self.path(name, "sig")).ok()?;
+        let artifact: ArtifactV1 = postcard::from_bytes(&signature).ok()?;
+        let size = fs::metadata(self.path(name, "cwasm")).ok()?.len();
+        let fits = artifact.module == name.module
+            && artifact.target == name.target
+            && artifact.size == size;
+        // A restored or copied folder may be of another cluster.
+        let key = self.pki.artifact_public_key();
+        let ours = wasm::artifact::verify_signature(&artifact, &key).is_ok();
+        (fits && ours).then_some(artifact)
+    }
+
+    fn path(&self, name: &Name, ending: &str) -> PathBuf {
+        let module = name.module.strip_prefix("sha256:").unwrap_or(&name.module);
+        let WasmTargetV1 { engine, target, profile } = &name.target;
+        self.dir.join(format!("{module}-{engine}-{profile}-{target}.{ending}"))
+    }
+}
+
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    fs::write(&new, bytes)?;
+    fs::rename(new, path)
+}
+
+async fn read_request<S: tokio::io::AsyncRead + Unpin>(
+    stream: &mut S,
+) -> io::Result<BlobRequestV1> {
+    let len = usize::from(stream.read_u16_le().await?);
+    if REQUEST_BYTES_MAX < len {
+        return Err(io::Error::other(format!("a request of {len} bytes")));
+    }
+    let mut bytes = vec![0; len];
+    stream.read_exact(&mut bytes).await?;
+    postcard::from_bytes(&bytes).map_err(io::Error::other)
+}

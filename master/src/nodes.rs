@@ -1,0 +1,640 @@
+//! The master's dealings with nodes: one task that owns the protocol's state.
+//!
+//! ```text
+//!  watches ──► which sets change ──► lower ──► dispatch ──► gateway ──► node
+//!  node ──► gateway ──► dispatch ──► hello: the Node object
+//!                               ├──► report: Pod statuses, then the acknowledgement
+//!                               └──► heartbeat: liveness, in memory
+//! ```
+//!
+//! The task decides and hands out; whatever waits for the store runs beside it
+//! and comes back as an event. Sets are made from stored objects alone, so a
+//! restart makes the same ones and no pod notices.
+
+mod index;
+mod liveness;
+mod object;
+mod reports;
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::resource::Resource;
+use api::{ObjectKey, Value, meta};
+use apiserver::{Api, Identity, Reason, Status, Target, WatchEvent, WatchOptions, WriteOptions};
+use dispatch::Dispatcher;
+use dispatch::node::{Output, Profile};
+use gateway::{Gateway, GatewayEvent, JoinReply, NodeStream, StreamKind, Violation};
+use std::net::SocketAddr;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+use wire::artifact::BlobRequestV1;
+use wire::command::CommandV1;
+use wire::envelope::{self, Decoded, Message};
+use wire::node::{HelloV1, NodeInfoV1};
+use wire::pod::{RuntimeV1, SourceV1};
+use wire::set::{BodyV1, ItemV1, NodeConfigV1, SnapshotV1};
+use wire::status::ReportV1;
+use wire::{Epoch, Uid};
+
+use crate::artifacts::Artifacts;
+use crate::clock;
+use crate::enrol::{Enrolment, resource};
+use crate::lower;
+use crate::streams::Streams;
+use index::{Index, source_of};
+pub(crate) use liveness::Liveness;
+use reports::Reports;
+
+/// The label that gives a node its link profile.
+const PROFILE_LABEL: &str = controllers::projection::node_labels::PROFILE;
+/// The annotation by which an operator accepts a restored store for a node.
+pub(crate) const CONFIRMED_ANNOTATION: &str = "pinnace.io/restore-confirmed";
+/// Reports of one node that wait for those before them.
+const REPORTS_WAITING_MAX: usize = 4;
+/// Messages from the store's watches that may wait.
+const CHANGES_WAITING_MAX: usize = 256;
+/// Pause before a watch that broke is set up again.
+const WATCH_RETRY: Duration = Duration::from_secs(1);
+
+/// A question about a container of a node's pods.
+struct FindContainer {
+    node: Arc<str>,
+    pod: Uid,
+    container: String,
+    /// The image and the digest of its module, for a WASM container.
+    answer: oneshot::Sender<Option<(String, String)>>,
+}
+
+/// How the task is set up.
+pub(crate) struct Setup {
+    pub(crate) api: Api,
+    pub(crate) epoch: Epoch,
+    /// The store was restored, and nodes hold what it does not know until an
+    /// operator confirms.
+    pub(crate) restored: bool,
+    pub(crate) gateway: Arc<Gateway>,
+    pub(crate) enrolment: Arc<Enrolment>,
+    pub(crate) artifacts: Arc<Artifacts>,
+    pub(crate) streams: Arc<Streams>,
+    pub(crate) liveness: Arc<Liveness>,
+    pub(crate) artifact_key: [u8; 32],
+    pub(crate) profile: Profile,
+    pub(crate) recorder: Arc<dyn Recorder>,
+}
+
+/// Where node events go.
+pub(crate) trait Recorder: Send + Sync + 'static {
+    /// Records what a node says happened.
+    fn record(&self, node: &str, event: &wire::status::EventV1);
+    /// Records what somebody tried on the node port.
+    fn violation(&self, violation: &Violation);
+}
+
+/// What the task listens to.
+pub(crate) struct Inputs {
+    pub(crate) gateway: mpsc::Receiver<GatewayEvent>,
+    pub(crate) commands: mpsc::Receiver<(String, CommandV1, oneshot::Sender<bool>)>,
+}
+
+/// A change in the store that may change sets.
+enum Changed {
+    Pod(ObjectKey, Option<Box<Value>>),
+    Keys(String, SourceV1),
+    Node(String, Option<Box<Value>>),
+    /// A list of all pods begins or ends: those it does not name are gone.
+    PodsListed(BTreeSet<ObjectKey>),
+}
+
+/// What comes back from work beside the task.
+enum Done {
+    Report { node: String, boot_id: Uid, seq: u64, stored: bool },
+}
+
+#[derive(Default)]
+struct NodeState {
+    uid: String,
+    pod_cidr: String,
+    profile: Option<Profile>,
+    confirmed: bool,
+    ready: bool,
+    info: Option<NodeInfoV1>,
+    reports: VecDeque<ReportV1>,
+    storing: bool,
+}
+
+struct Nodes {
+    setup: Setup,
+    reports: Reports,
+    dispatcher: Dispatcher,
+    index: Index,
+    nodes: HashMap<String, NodeState>,
+    dirty: BTreeSet<String>,
+    /// The newest connection of each node.
+    connections: HashMap<Arc<str>, u64>,
+    done: mpsc::Sender<Done>,
+    questions: mpsc::Sender<FindContainer>,
+    started: Instant,
+}
+
+/// Runs until `shutdown`.
+pub(crate) async fn run(setup: Setup, mut inputs: Inputs, shutdown: CancellationToken) {
+    let (changes_to, mut changes) = mpsc::channel(CHANGES_WAITING_MAX);
+    for kind in ["Node", "Pod", "ConfigMap", "Secret"] {
+        let watch = watch(setup.api.clone(), resource(kind), changes_to.clone(), shutdown.clone());
+        tokio::spawn(watch);
+    }
+    drop(changes_to);
+    let (done_to, mut done) = mpsc::channel(CHANGES_WAITING_MAX);
+    let (questions_to, mut questions) = mpsc::channel(CHANGES_WAITING_MAX);
+    let mut nodes = Nodes {
+        reports: Reports::new(setup.api.clone()),
+        dispatcher: Dispatcher::new(setup.epoch),
+        index: Index::default(),
+        nodes: HashMap::new(),
+        dirty: BTreeSet::new(),
+        connections: HashMap::new(),
+        done: done_to,
+        questions: questions_to,
+        started: Instant::now(),
+        setup,
+    };
+    loop {
+        nodes.lower_dirty();
+        nodes.poll();
+        let due = nodes.dispatcher.next_due().map(|due| nodes.started + due);
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            Some(done) = done.recv() => nodes.finished(done),
+            Some(change) = changes.recv() => {
+                nodes.changed(change);
+                // What is waiting already is taken with it: one set for many changes.
+                while let Ok(change) = changes.try_recv() {
+                    nodes.changed(change);
+                }
+            }
+            Some(event) = inputs.gateway.recv() => nodes.heard(event),
+            Some((node, command, sent)) = inputs.commands.recv() => {
+                let is_sent = nodes.dispatcher.command(&node, command).is_ok();
+                let _ = sent.send(is_sent);
+            }
+            Some(question) = questions.recv() => nodes.answer(question),
+            () = sleep_until(due) => (),
+        }
+    }
+}
+
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Nodes {
+    /// Time since this master started, which the protocol counts by.
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    fn changed(&mut self, change: Changed) {
+        match change {
+            Changed::Pod(key, object) => match self.index.pod(&key, object.as_deref()) {
+                Ok(nodes) => self.dirty.extend(nodes),
+                Err(err) => warn!(pod = %key, %err, "pod cannot be sent to its node"),
+            },
+            Changed::PodsListed(named) => {
+                let gone: Vec<ObjectKey> =
+                    self.index.keys().filter(|key| !named.contains(*key)).cloned().collect();
+                for key in gone {
+                    self.changed(Changed::Pod(key, None));
+                }
+            }
+            Changed::Keys(namespace, source) => {
+                self.dirty.extend(self.index.users(&namespace, &source));
+            }
+            Changed::Node(name, None) => {
+                self.nodes.remove(&name);
+                self.dispatcher.remove(&name);
+                self.setup.liveness.forget(&name);
+                self.setup.gateway.kick(&name);
+                info!(node = name, "node deleted");
+            }
+            Changed::Node(name, Some(object)) => self.node_changed(&name, &object),
+        }
+    }
+
+    fn node_changed(&mut self, name: &str, object: &Value) {
+        let state = self.nodes.entry(name.to_owned()).or_default();
+        let profile = meta::label(object, PROFILE_LABEL).and_then(Profile::parse);
+        let epoch = self.setup.epoch.to_string();
+        let confirmed = meta::annotation(object, CONFIRMED_ANNOTATION) == Some(epoch.as_str());
+        let new = (
+            meta::uid(object).to_owned(),
+            object["spec"]["podCIDR"].as_str().unwrap_or("").to_owned(),
+            profile,
+            confirmed,
+        );
+        state.ready = object::is_ready(object);
+        let old = (&state.uid, &state.pod_cidr, state.profile, state.confirmed);
+        if old != (&new.0, &new.1, new.2, new.3) {
+            (state.uid, state.pod_cidr, state.profile, state.confirmed) = new;
+            self.dirty.insert(name.to_owned());
+        }
+    }
+
+    /// Makes the sets of nodes to which something happened.
+    fn lower_dirty(&mut self) {
+        for name in std::mem::take(&mut self.dirty) {
+            let Some(set) = self.lower(&name) else { continue };
+            if let Err(err) = self.dispatcher.set(&name, &set) {
+                warn!(node = name, %err, "set not taken");
+            }
+        }
+    }
+
+    /// The set of a node as the store is now; `None` while the node has no
+    /// object or no addresses for pods yet.
+    fn lower(&self, name: &str) -> Option<SnapshotV1> {
+        let state = self.nodes.get(name).filter(|state| !state.pod_cidr.is_empty())?;
+        // Before the reads: what changes meanwhile comes as a change of its own.
+        let revision = self.setup.api.store().revision();
+        let config = NodeConfigV1 {
+            pod_cidr: state.pod_cidr.clone(),
+            heartbeat_s: state.profile.unwrap_or(self.setup.profile).heartbeat_s(),
+            artifact_key: self.setup.artifact_key,
+            hold_unknown: self.setup.restored && !state.confirmed,
+            ext: Vec::new(),
+        };
+        let mut items: HashMap<Uid, ItemV1> = HashMap::new();
+        let mut add = |item: Result<ItemV1, lower::LowerError>| match item {
+            Ok(item) => {
+                items.insert(item.uid, item);
+            }
+            Err(err) => warn!(node = name, %err, "item left out of a set"),
+        };
+        add(lower::node_config(&state.uid, config));
+        let mut sources = BTreeSet::new();
+        for key in self.index.pods_of(name) {
+            let Some(object) = self.read("Pod", &key) else { continue };
+            if object["spec"]["nodeName"] != name {
+                continue;
+            }
+            match lower::pod(&object) {
+                Ok(lowered) => {
+                    let of = |source| (key.namespace.clone(), source);
+                    sources.extend(lowered.sources.into_iter().map(of));
+                    add(Ok(lowered.item));
+                }
+                Err(err) => add(Err(err)),
+            }
+        }
+        for (namespace, source) in sources {
+            let (kind, name) = match &source {
+                SourceV1::ConfigMap(name) => ("ConfigMap", name),
+                SourceV1::Secret(name) => ("Secret", name),
+            };
+            if let Some(object) = self.read(kind, &ObjectKey::new(&namespace, name)) {
+                add(lower::keys(&object, source));
+            }
+        }
+        let mut items: Vec<ItemV1> = items.into_values().collect();
+        items.sort_by_key(|item| item.uid);
+        Some(SnapshotV1 { epoch: self.setup.epoch, revision, items })
+    }
+
+    fn read(&self, kind: &str, key: &ObjectKey) -> Option<Value> {
+        let target = Target::object(resource(kind), &key.namespace, &key.name);
+        match self.setup.api.get_value(&Identity::master("pinnace:dispatch"), &target) {
+            Ok(object) => Some(object),
+            Err(status) if status.reason == Reason::NotFound => None,
+            Err(status) => {
+                warn!(kind, %key, error = status.message, "cannot read");
+                None
+            }
+        }
+    }
+
+    fn heard(&mut self, event: GatewayEvent) {
+        match event {
+            GatewayEvent::Connected { node, conn, address } => {
+                debug!(node = &*node, %address, "connected");
+                self.connections.insert(node, conn);
+            }
+            GatewayEvent::Message { node, conn, topic, bytes } => {
+                // What an older connection left behind says nothing new.
+                if self.connections.get(&node) != Some(&conn) {
+                    return;
+                }
+                match self.dispatcher.receive(self.started.elapsed(), &topic, &bytes) {
+                    Ok(()) => self.seen(&node),
+                    Err(err) => warn!(node = &*node, topic, %err, "message refused"),
+                }
+            }
+            GatewayEvent::Disconnected { node, conn, reason } => {
+                debug!(node = &*node, reason, "disconnected");
+                if self.connections.get(&node) == Some(&conn) {
+                    self.connections.remove(&node);
+                    self.dispatcher.disconnected(&node);
+                    self.setup.liveness.disconnected(&node);
+                }
+            }
+            GatewayEvent::Join { client, address, bytes, reply } => {
+                debug!(client, %address, "asks to join");
+                let enrolment = Arc::clone(&self.setup.enrolment);
+                tokio::spawn(async move { join(&enrolment, address, &bytes, reply).await });
+            }
+            GatewayEvent::Violation(violation) => {
+                warn!(
+                    client = violation.client,
+                    address = %violation.address,
+                    "refused: it {}",
+                    violation.attempt
+                );
+                self.setup.recorder.violation(&violation);
+            }
+            GatewayEvent::Stream { node, kind, stream } => self.stream(node, kind, stream),
+        }
+    }
+
+    /// Serves a connection beside the task.
+    fn stream(&self, node: Arc<str>, kind: StreamKind, stream: NodeStream) {
+        match kind {
+            StreamKind::Stream => {
+                let streams = Arc::clone(&self.setup.streams);
+                tokio::spawn(async move {
+                    if let Err(err) = streams.accept(&node, Box::new(stream)).await {
+                        debug!(node = &*node, %err, "stream refused");
+                    }
+                });
+            }
+            StreamKind::Blob => {
+                let artifacts = Arc::clone(&self.setup.artifacts);
+                let questions = self.questions.clone();
+                tokio::spawn(async move {
+                    let find = async |request: &BlobRequestV1| {
+                        let (answer, answered) = oneshot::channel();
+                        let question = FindContainer {
+                            node: Arc::clone(&node),
+                            pod: request.pod,
+                            container: request.container.clone(),
+                            answer,
+                        };
+                        questions.send(question).await.ok()?;
+                        answered.await.ok()?
+                    };
+                    if let Err(err) = artifacts.serve(stream, find).await {
+                        debug!(node = &*node, %err, "artifact not served");
+                    }
+                });
+            }
+        }
+    }
+
+    /// A node spoke: it lives, and is ready where it was not.
+    fn seen(&mut self, node: &str) {
+        let Some(state) = self.nodes.get_mut(node) else { return };
+        self.setup.liveness.seen(node);
+        if state.ready {
+            return;
+        }
+        if let Some(info) = &state.info {
+            // Until the watch says otherwise, so that it is written once.
+            state.ready = true;
+            self.write_node(node, info.clone());
+        }
+    }
+
+    fn poll(&mut self) {
+        let now = self.now();
+        for (node, output) in self.dispatcher.poll(now) {
+            match output {
+                Output::Send { channel, bytes } => {
+                    // A node that is gone says hello when it is back.
+                    let sent = self.setup.gateway.send(
+                        &node,
+                        &channel.of(&node),
+                        channel.qos(),
+                        bytes,
+                    );
+                    if let Err(err) = sent {
+                        debug!(node = &*node, %err, "not sent");
+                    }
+                }
+                Output::Hello(hello) => self.hello(&node, *hello),
+                Output::Applied { revision } => debug!(node = &*node, revision, "set applied"),
+                Output::Report(report) => self.report(&node, report),
+                Output::Gone => self.setup.liveness.disconnected(&node),
+                Output::Finding(finding) => warn!(node = &*node, %finding),
+            }
+        }
+    }
+
+    fn hello(&mut self, node: &str, hello: HelloV1) {
+        match self.nodes.get_mut(node) {
+            Some(state) => {
+                state.info = Some(hello.info.clone());
+                self.write_node(node, hello.info);
+            }
+            // Enrolled under a store that this one was restored from before it knew
+            // the node: its certificate is good, so its object is made again.
+            None if hello.epoch != 0 && hello.epoch != self.setup.epoch => {
+                info!(node, "unknown node of an earlier store says hello: its object is made again");
+                self.write_node(node, hello.info);
+            }
+            None => {
+                warn!(node, "a node without an object says hello: enrol it again with a new token");
+                self.setup.gateway.kick(node);
+            }
+        }
+    }
+
+    /// Brings the Node object up to date, beside the task.
+    fn write_node(&self, node: &str, info: NodeInfoV1) {
+        let (api, node) = (self.setup.api.clone(), node.to_owned());
+        tokio::spawn(async move {
+            for _ in 0..5 {
+                match write_node(&api, &node, &info).await {
+                    Ok(()) => return,
+                    Err(status) if status.reason == Reason::Conflict => (),
+                    Err(status) => {
+                        warn!(node, error = status.message, "Node object not written");
+                        return;
+                    }
+                }
+            }
+        });
+    }
+
+    fn report(&mut self, node: &str, report: ReportV1) {
+        for event in &report.events {
+            self.setup.recorder.record(node, event);
+        }
+        let Some(state) = self.nodes.get_mut(node) else { return };
+        let waits = state.reports.iter().any(|waiting| waiting.seq == report.seq);
+        if waits {
+            return;
+        }
+        if REPORTS_WAITING_MAX <= state.reports.len() {
+            // It comes again: it is not acknowledged.
+            state.reports.pop_front();
+        }
+        state.reports.push_back(report);
+        self.store_next(node);
+    }
+
+    /// Stores the reports of a node one after the other, so that a newer status is
+    /// never overwritten by an older one.
+    fn store_next(&mut self, node: &str) {
+        let Some(state) = self.nodes.get_mut(node) else { return };
+        if state.storing {
+            return;
+        }
+        let Some(report) = state.reports.pop_front() else { return };
+        state.storing = true;
+        let host_ip = state.info.as_ref().map(|info| info.address.clone()).unwrap_or_default();
+        let (reports, done, node) = (self.reports.clone(), self.done.clone(), node.to_owned());
+        tokio::spawn(async move {
+            let stored = reports.store(&node, &host_ip, &report).await;
+            let (boot_id, seq) = (report.boot_id, report.seq);
+            let _ = done.send(Done::Report { node, boot_id, seq, stored }).await;
+        });
+    }
+
+    fn finished(&mut self, done: Done) {
+        let Done::Report { node, boot_id, seq, stored } = done;
+        if stored {
+            self.dispatcher.report_stored(&node, boot_id, seq);
+        }
+        if let Some(state) = self.nodes.get_mut(&node) {
+            state.storing = false;
+        }
+        self.store_next(&node);
+    }
+
+    fn answer(&self, question: FindContainer) {
+        let found = self
+            .index
+            .find(&question.node, &question.pod)
+            .and_then(|key| self.read("Pod", key))
+            .and_then(|object| lower::pod(&object).ok())
+            .and_then(|lowered| match lowered.item.body {
+                BodyV1::Pod(pod) => pod
+                    .containers
+                    .into_iter()
+                    .find(|container| container.name == question.container),
+                _ => None,
+            })
+            .filter(|container| container.runtime == RuntimeV1::Wasm)
+            .map(|container| (container.image, container.digest));
+        let _ = question.answer.send(found);
+    }
+}
+
+/// Answers a board that asks to join.
+async fn join(enrolment: &Enrolment, address: SocketAddr, bytes: &[u8], reply: JoinReply) {
+    match envelope::decode(bytes) {
+        Ok(Decoded::Message(Message::JoinRequest(request))) => {
+            let response = enrolment.join(&request).await;
+            reply.send(envelope::encode(&response));
+        }
+        Ok(_) => warn!(%address, "something else than a join request on its topic"),
+        Err(err) => warn!(%address, %err, "join request refused"),
+    }
+}
+
+/// Writes what a node says about itself, as that node.
+async fn write_node(api: &Api, node: &str, info: &NodeInfoV1) -> Result<(), Status> {
+    let who = Identity::node(node);
+    let options = WriteOptions::by("pinnace-agent");
+    let target = Target::object(resource("Node"), "", node);
+    let mut object = match api.get_value(&who, &target) {
+        Ok(object) => object,
+        Err(status) if status.reason == Reason::NotFound => {
+            let new = serde_json::json!({
+                "apiVersion": "v1", "kind": "Node", "metadata": {"name": node},
+            });
+            api.create(&who, resource("Node"), "", new, &options).await?.value()
+        }
+        Err(status) => return Err(status),
+    };
+    if object::set_labels(&mut object, info) {
+        object = api.update(&who, &target, object, &options).await?.value();
+    }
+    let status = object::status(&object, info, clock::timestamp());
+    if object["status"] != status {
+        object["status"] = status;
+        api.update_status(&who, &target.subresource("status"), object, &options).await?;
+    }
+    Ok(())
+}
+
+/// Feeds the changes of one resource to the task, for ever.
+async fn watch(
+    api: Api,
+    resource: &'static Resource,
+    changes: mpsc::Sender<Changed>,
+    shutdown: CancellationToken,
+) {
+    let who = Identity::master("pinnace:dispatch");
+    while !changes.is_closed() && !shutdown.is_cancelled() {
+        let options = WatchOptions { send_initial_events: true, ..WatchOptions::default() };
+        match api.watch(&who, resource, "", &options) {
+            Ok(watch) => {
+                tokio::select! {
+                    () = follow(watch, resource, &changes) => (),
+                    () = shutdown.cancelled() => return,
+                }
+            }
+            Err(status) => warn!(resource = resource.plural, error = status.message, "no watch"),
+        }
+        tokio::time::sleep(WATCH_RETRY).await;
+    }
+}
+
+async fn follow(
+    mut watch: apiserver::Watch,
+    resource: &'static Resource,
+    changes: &mpsc::Sender<Changed>,
+) {
+    let mut listed = Some(BTreeSet::new());
+    while let Some(event) = watch.next().await {
+        let (item, is_there) = match event {
+            WatchEvent::Added(item) | WatchEvent::Modified { item, .. } => (item, true),
+            WatchEvent::Deleted(item) => (item, false),
+            WatchEvent::Bookmark { .. } => {
+                let named = listed.take().filter(|_| resource.kind == "Pod");
+                if let Some(named) = named
+                    && changes.send(Changed::PodsListed(named)).await.is_err()
+                {
+                    return;
+                }
+                continue;
+            }
+            WatchEvent::Error(status) => {
+                debug!(resource = resource.plural, error = status.message, "watch ended");
+                return;
+            }
+        };
+        let object = item.value();
+        let key = meta::object_key(&object);
+        if let Some(listed) = &mut listed
+            && resource.kind == "Pod"
+        {
+            listed.insert(key.clone());
+        }
+        let object = is_there.then(|| Box::new(object));
+        let change = match resource.kind {
+            "Pod" => Changed::Pod(key, object),
+            "Node" => Changed::Node(key.name, object),
+            kind => Changed::Keys(key.namespace, source_of(kind, &key.name)),
+        };
+        if changes.send(change).await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Which pods are on which node, and what each of them is and names.
+//!
+//! Fed by watches, in any order and as often as they like. Keeps no object:
+//! the generation tells whether a change means anything to the node.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use api::{ObjectKey, Value, meta};
+use wire::Uid;
+use wire::pod::SourceV1;
+
+use crate::lower;
+
+/// Where pods are.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    pods: HashMap<ObjectKey, Pod>,
+    nodes: HashMap<String, BTreeMap<ObjectKey, Uid>>,
+    /// Which pods name a ConfigMap or Secret, by namespace.
+    users: HashMap<(String, SourceV1), HashSet<ObjectKey>>,
+}
+
+#[derive(Debug)]
+struct Pod {
+    node: String,
+    uid: Uid,
+    generation: u64,
+    sources: BTreeSet<SourceV1>,
+}
+
+impl Index {
+    /// Takes a pod as it is now, or `None` once it is gone. Returns the nodes
+    /// whose set that changes.
+    ///
+    /// # Errors
+    /// Where the pod cannot be lowered; it then counts as gone.
+    pub(super) fn pod(
+        &mut self,
+        key: &ObjectKey,
+        object: Option<&Value>,
+    ) -> Result<Vec<String>, lower::LowerError> {
+        let node = object.and_then(|object| object["spec"]["nodeName"].as_str()).unwrap_or("");
+        let lowered = match object {
+            Some(object) if !node.is_empty() => lower::pod(object).map(Some),
+            _ => Ok(None),
+        };
+        let (lowered, problem) = match lowered {
+            Ok(lowered) => (lowered, None),
+            Err(problem) => (None, Some(problem)),
+        };
+        let mut changed = Vec::new();
+        let same = match (self.pods.get(key), &lowered) {
+            (Some(old), Some(new)) => {
+                old.node == node
+                    && old.uid == new.item.uid
+                    && old.generation == new.item.generation
+            }
+            (None, None) => true,
+            _ => false,
+        };
+        if !same {
+            changed.extend(self.remove(key));
+            if let Some(new) = lowered {
+                self.insert(key, node, new);
+                changed.push(node.to_owned());
+            }
+            changed.dedup();
+        }
+        problem.map_or(Ok(changed), Err)
+    }
+
+    fn insert(&mut self, key: &ObjectKey, node: &str, lowered: lower::LoweredPod) {
+        for source in &lowered.sources {
+            let users = (key.namespace.clone(), source.clone());
+            self.users.entry(users).or_default().insert(key.clone());
+        }
+        self.nodes.entry(node.to_owned()).or_default().insert(key.clone(), lowered.item.uid);
+        let pod = Pod {
+            node: node.to_owned(),
+            uid: lowered.item.uid,
+            generation: lowered.item.generation,
+            sources: lowered.sources,
+        };
+        self.pods.insert(key.clone(), pod);
+    }
+
+    fn remove(&mut self, key: &ObjectKey) -> Option<String> {
+        let old = self.pods.remove(key)?;
+        for source in old.sources {
+            let users = (key.namespace.clone(), source);
+            if let Some(pods) = self.users.get_mut(&users) {
+                pods.remove(key);
+                if pods.is_empty() {
+                    self.users.remove(&users);
+                }
+            }
+        }
+        if let Some(pods) = self.nodes.get_mut(&old.node) {
+            pods.remove(key);
+            if pods.is_empty() {
+                self.nodes.remove(&old.node);
+            }
+        }
+        Some(old.node)
+    }
+
+    /// Nodes with a pod that names this ConfigMap or Secret.
+    pub(super) fn users(&self, namespace: &str, source: &SourceV1) -> BTreeSet<String> {
+        let users = self.users.get(&(namespace.to_owned(), source.clone()));
+        let pods = users.into_iter().flatten().filter_map(|key| self.pods.get(key));
+        pods.map(|pod| pod.node.clone()).collect()
+    }
+
+    /// The pods of a node.
+    pub(super) fn pods_of(&self, node: &str) -> Vec<ObjectKey> {
+        self.nodes.get(node).map(|pods| pods.keys().cloned().collect()).unwrap_or_default()
+    }
+
+    /// The pod of `node` with this uid.
+    pub(super) fn find(&self, node: &str, uid: &Uid) -> Option<&ObjectKey> {
+        self.nodes.get(node)?.iter().find(|(_, other)| *other == uid).map(|(key, _)| key)
+    }
+
+    /// Every node that has pods.
+    pub(super) fn nodes(&self) -> impl Iterator<Item = &String> {
+        self.nodes.keys()
+    }
+
+    /// Every pod, so that those a new list does not name can be removed.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.pods.keys()
+    }
+}
+
+/// The name a ConfigMap or Secret goes by on nodes.
+pub(super) fn source_of(kind: &str, object_name: &str) -> SourceV1 {
+    if kind == "Secret" {
+        SourceV1::Secret(object_name.to_owned())
+    } else {
+        SourceV1::ConfigMap(object_name.to_owned())
+    }
+}
+
+/// Whether a pod has the uid, as text in its metadata.
+pub(super) fn has_uid(pod: &Value, uid: &Uid) -> bool {
+    lower::uid(meta::uid(pod)).is_ok_and(|other| other == *uid)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(name: &str, node: &str, image: &str) -> (ObjectKey, Value) {
+        let object = json!({
+            "metadata": {
+                "name": name, "namespace": "default",
+                "uid": "01020304-0506-0708-090a-0b0c0d0e0f10",
+            },
+            "spec": {
+                "nodeName": node,
+                "containers": [{
+                    "name": "main", "image": image,
+                    "envFrom": [{"configMapRef": {"name": "c"}}],
+                }],
+            },
+        });
+        (ObjectKey::new("default", name), object)
+    }
+
+    #[test]
+    fn only_changes_that_a_node_sees_touch_it() {
+        let mut index = Index::default();
+        let mut apply = |name: &str, node: &str, image: &str| {
+            let (key, object) = pod(name, node, image);
+            index.pod(&key, Some(&object)).unwrap()
+        };
+        assert_eq!(apply("a", "", "x"), Vec::<String>::new());
+        assert_eq!(apply("a", "n1", "x"), ["n1"]);
+        assert_eq!(apply("a", "n1", "x"), Vec::<String>::new());
+        assert_eq!(apply("a", "n1", "y"), ["n1"]);
+        assert_eq!(apply("a", "n2", "y"), ["n1", "n2"]);
+        let source = source_of("ConfigMap", "c");
+        assert_eq!(index.users("default", &source), BTreeSet::from(["n2".to_owned()]));
+        let key = ObjectKey::new("default", "a");
+        assert_eq!(index.pods_of("n2"), [key.clone()]);
+        assert_eq!(index.pod(&key, None).unwrap(), ["n2"]);
+        assert!(index.users("default", &source).is_empty());
+        assert!(index.nodes().next().is_none());
+    }
+
+    #[test]
+    fn a_pod_that_cannot_be_lowered_is_taken_from_its_node() {
+        let mut index = Index::default();
+        let (key, mut object) = pod("a", "n1", "x");
+        index.pod(&key, Some(&object)).unwrap();
+        object["metadata"]["uid"] = json!("damaged");
+        assert!(index.pod(&key, Some(&object)).is_err());
+        assert!(index.pods_of("n1").is_empty());
+    }
+}

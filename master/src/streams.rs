@@ -1,0 +1,225 @@
+//! Byte streams from nodes, through the one port that nodes dial.
+//!
+//! ```text
+//! user ── GET …/log ──► open: ticket ── command ──► agent
+//!      ◄── lines ────── serve ◄── ticket, frames ── agent dials pinnace-stream/1
+//! ```
+//!
+//! A ticket is random, for one node, good once and for [`TICKET_LIFE`].
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use apiserver::{BoxFuture, LogRequest, LogSource, LogStream, Reason, Status};
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::sync::{mpsc, oneshot};
+use wire::command::{CommandV1, LogsV1, StreamEndV1, StreamHelloV1, StreamV1};
+
+use crate::lower;
+use crate::pki::random;
+
+/// How long a node has to dial back.
+const TICKET_LIFE: Duration = Duration::from_secs(10);
+/// Most bytes of a frame.
+const FRAME_BYTES_MAX: usize = 64 << 10;
+/// Frames read ahead of a slow user.
+const FRAMES_AHEAD: usize = 4;
+/// Most streams that wait for their node at once.
+const WAITING_MAX: usize = 1024;
+
+/// A connection of a node, already authenticated.
+pub(crate) type NodeStream = Box<dyn AsyncRead + Send + Unpin>;
+
+type Ticket = [u8; 16];
+
+/// Asks a node to do something at once.
+pub(crate) type Commands = mpsc::Sender<(String, CommandV1, oneshot::Sender<bool>)>;
+
+/// Streams that wait for their node, and how to ask for them.
+#[derive(Debug)]
+pub(crate) struct Streams {
+    waiting: Mutex<HashMap<Ticket, (String, oneshot::Sender<NodeStream>)>>,
+    commands: Commands,
+}
+
+impl Streams {
+    pub(crate) fn new(commands: Commands) -> Arc<Self> {
+        Arc::new(Self { waiting: Mutex::default(), commands })
+    }
+
+    /// Takes a stream connection of `node`: reads its ticket and hands it to
+    /// whoever waits for it.
+    pub(crate) async fn accept(&self, node: &str, mut stream: NodeStream) -> io::Result<()> {
+        let hello = async {
+            let len = usize::from(stream.read_u16_le().await?);
+            let mut bytes = vec![0; len.min(256)];
+            stream.read_exact(&mut bytes).await?;
+            postcard::from_bytes::<StreamHelloV1>(&bytes).map_err(io::Error::other)
+        };
+        let hello = tokio::time::timeout(TICKET_LIFE, hello)
+            .await
+            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        let waiter = {
+            let mut waiting = self.waiting.lock().expect("no panic while it is held");
+            match waiting.remove(&hello.ticket) {
+                // A node cannot use what was given to another.
+                Some((owner, waiter)) if owner == node => Some(waiter),
+                Some(other) => {
+                    waiting.insert(hello.ticket, other);
+                    None
+                }
+                None => None,
+            }
+        };
+        let waiter = waiter.ok_or_else(|| io::Error::other("the ticket is unknown or too old"))?;
+        waiter.send(stream).map_err(|_| io::Error::other("nobody waits for the stream any more"))
+    }
+
+    /// Asks `node` to serve `stream` and waits for its connection.
+    async fn dial_back(&self, node: &str, stream: StreamV1) -> Result<NodeStream, Status> {
+        let ticket: Ticket = random();
+        let (sender, receiver) = oneshot::channel();
+        {
+            let mut waiting = self.waiting.lock().expect("no panic while it is held");
+            if WAITING_MAX <= waiting.len() {
+                return Err(Status::too_many_requests());
+            }
+            waiting.insert(ticket, (node.to_owned(), sender));
+        }
+        let result = self.wait(node, CommandV1::OpenStream { ticket, stream }, receiver).await;
+        self.waiting.lock().expect("no panic while it is held").remove(&ticket);
+        result
+    }
+
+    async fn wait(
+        &self,
+        node: &str,
+        command: CommandV1,
+        stream: oneshot::Receiver<NodeStream>,
+    ) -> Result<NodeStream, Status> {
+        let unreachable = |what: &str| {
+            Status::new(Reason::ServiceUnavailable, format!("node \"{node}\" {what}"))
+        };
+        let (sent, is_sent) = oneshot::channel();
+        let stopping = |_| Status::unavailable("the master is stopping");
+        self.commands.send((node.to_owned(), command, sent)).await.map_err(|_| stopping(()))?;
+        if !is_sent.await.map_err(|_| stopping(()))? {
+            return Err(unreachable("is not connected: logs are on the node and come back with it"));
+        }
+        match tokio::time::timeout(TICKET_LIFE, stream).await {
+            Ok(Ok(stream)) => Ok(stream),
+            _ => Err(unreachable("did not answer within 10 s: check that it reaches the node port")),
+        }
+    }
+}
+
+impl LogSource for Streams {
+    fn open(&self, request: LogRequest) -> BoxFuture<'_, Result<LogStream, Status>> {
+        Box::pin(async move {
+            let logs = logs(&request)?;
+            let mut stream = self.dial_back(&request.node, StreamV1::Logs(logs)).await?;
+            let name = format!("{}/{}", request.namespace, request.pod);
+            // The first frame tells whether there is such a log at all.
+            let first = match read_frame(&mut stream).await {
+                Ok(Frame::End(end)) => match end {
+                    StreamEndV1::Done => return Ok(Box::pin(futures::stream::empty()) as LogStream),
+                    StreamEndV1::NotFound(what) => return Err(Status::bad_request(what)),
+                    StreamEndV1::Failed(what) => return Err(Status::internal(what)),
+                },
+                Ok(Frame::Data(bytes)) => bytes,
+                Err(err) => return Err(Status::unavailable(format!("log of {name}: {err}"))),
+            };
+            let (sender, receiver) = mpsc::channel(FRAMES_AHEAD);
+            tokio::spawn(forward(stream, first, sender));
+            let lines = futures::stream::unfold(receiver, |mut receiver| async move {
+                Some((receiver.recv().await?, receiver))
+            });
+            Ok(Box::pin(lines) as LogStream)
+        })
+    }
+}
+
+/// Copies frames until the log ends or nobody reads any more.
+async fn forward(mut stream: NodeStream, first: Bytes, sender: mpsc::Sender<io::Result<Bytes>>) {
+    let mut frame = Ok(Frame::Data(first));
+    loop {
+        let sent = match frame {
+            Ok(Frame::Data(bytes)) => sender.send(Ok(bytes)).await,
+            Ok(Frame::End(StreamEndV1::Done)) => return,
+            Ok(Frame::End(StreamEndV1::NotFound(what) | StreamEndV1::Failed(what))) => {
+                // The status line is out already; the text tells the user why it ends.
+                let _ = sender.send(Err(io::Error::other(what))).await;
+                return;
+            }
+            Err(err) => {
+                let _ = sender.send(Err(err)).await;
+                return;
+            }
+        };
+        if sent.is_err() {
+            return;
+        }
+        frame = tokio::select! {
+            frame = read_frame(&mut stream) => frame,
+            () = sender.closed() => return,
+        };
+    }
+}
+
+enum Frame {
+    Data(Bytes),
+    End(StreamEndV1),
+}
+
+async fn read_frame(stream: &mut NodeStream) -> io::Result<Frame> {
+    loop {
+        let mut head = [0; 4];
+        stream.read_exact(&mut head).await?;
+        let len = usize::from(head[1]) | usize::from(head[2]) << 8 | usize::from(head[3]) << 16;
+        if FRAME_BYTES_MAX < len {
+            return Err(io::Error::other(format!("a frame of {len} bytes")));
+        }
+        let mut bytes = vec![0; len];
+        stream.read_exact(&mut bytes).await?;
+        match head[0] {
+            1 | 2 => return Ok(Frame::Data(Bytes::from(bytes))),
+            3 => {
+                let end = postcard::from_bytes(&bytes).map_err(io::Error::other)?;
+                return Ok(Frame::End(end));
+            }
+            // A channel of a newer agent.
+            _ => (),
+        }
+    }
+}
+
+/// The request as the node reads it.
+fn logs(request: &LogRequest) -> Result<LogsV1, Status> {
+    let uid = lower::uid(&request.pod_uid).map_err(|err| Status::internal(err.to_string()))?;
+    let since_ms = match (&request.since_time, request.since_seconds) {
+        (Some(time), _) => {
+            let bad = || Status::bad_request(format!("sinceTime: {time:?} is not an RFC 3339 time"));
+            let time = api::time::parse(time).ok_or_else(bad)?;
+            Some(u64::try_from(time.as_millisecond()).unwrap_or(0))
+        }
+        (None, Some(seconds)) => {
+            let now = crate::clock::timestamp().as_millisecond();
+            Some(u64::try_from(now - seconds.saturating_mul(1000)).unwrap_or(0))
+        }
+        (None, None) => None,
+    };
+    Ok(LogsV1 {
+        uid,
+        container: request.container.clone(),
+        follow: request.follow,
+        previous: request.previous,
+        timestamps: request.timestamps,
+        tail_lines: request.tail_lines,
+        since_ms,
+        limit_bytes: request.limit_bytes,
+    })
+}
+

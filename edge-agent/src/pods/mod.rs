@@ -11,20 +11,23 @@
 //! ```
 //!
 //! [`plan`], [`status`] and the transitions in [`apply`] are pure: values and the time
-//! go in, values come out. `worker` runs them for one pod, `owner` for all.
-//! Nothing here knows MQTT, namespaces, registries or files.
+//! go in, values come out. [`worker`] runs them for one pod, [`owner`] for
+//! all. Nothing here knows MQTT, namespaces or registries.
 
 mod apply;
 pub mod backoff;
 mod desired;
+pub mod owner;
 mod plan;
 mod state;
 mod status;
 #[cfg(test)]
 pub(crate) mod tests;
+pub mod worker;
 
 pub use apply::{Happening, Outcome, Seen};
 pub use desired::{Desired, KeySet, Keys, missing};
+pub use owner::fresh_state;
 pub use plan::{Plan, Signal, Step, finished, finished_phase, plan};
 pub use state::{
     Container, ContainerStop, Failure, Image, ImagePhase, Leftover, PodState, Run, Sandbox,

@@ -256,9 +256,8 @@ impl PodState {
         self.is_recording = false;
         self.is_tearing_down = false;
         for container in &mut self.containers {
-            if container.image.phase == ImagePhase::Pulling {
-                container.image.phase = ImagePhase::Unknown;
-            }
+            // Where an image is on disk is not kept; asking again costs a look.
+            container.image.phase = ImagePhase::Unknown;
             if let Run::Starting { in_flight, .. } = &mut container.run {
                 *in_flight = false;
             }

@@ -1,0 +1,284 @@
+//! All pods of the node: takes whole sets, keeps one worker a pod, passes on
+//! what they say.
+//!
+//! ```text
+//!  link ── Apply(set) ──► owner ── wish ──► worker (one a pod)
+//!    ▲                      │  ◄── status, event, gone ──┘
+//!    └── Applied, Statuses, Event, Running
+//! ```
+//!
+//! A set is stored before it counts as applied. If the disk is full, it is made
+//! so nevertheless, and storing it is tried again: the master hears of it later.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use wire::pod::PodV1;
+use wire::set::{NodeConfigV1, SnapshotV1};
+use wire::status::{EventV1, PodStatusV1};
+use wire::{Epoch, Uid};
+
+use super::worker::{FromPod, Worker, differs};
+use super::{Desired, PodState};
+use crate::clock::Clock;
+use crate::hooks::{Hooks, chain};
+use crate::{logs, set};
+
+/// How long a full disk is left alone before the set is stored again.
+const STORE_AGAIN: Duration = Duration::from_secs(30);
+/// Messages of workers that wait for the owner, at most.
+const FROM_PODS_MAX: usize = 64;
+/// How long pods may take to say their first word, before the link speaks without them.
+const FIRST_WORD: Duration = Duration::from_secs(2);
+
+/// What the owner tells the link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum News {
+    /// A set is on disk.
+    Applied(Epoch, u64),
+    /// Statuses that are new or changed.
+    Statuses(Vec<PodStatusV1>),
+    /// Something happened.
+    Event(EventV1),
+    /// Every pod on the node, as (uid, generation).
+    Running(Vec<(Uid, u64)>),
+    /// How the node is set up.
+    Config(NodeConfigV1),
+}
+
+/// The statuses of all pods, for whoever serves logs.
+pub type Board = watch::Receiver<BTreeMap<Uid, PodStatusV1>>;
+
+/// A pod found when the agent started.
+#[derive(Debug)]
+pub struct Found {
+    /// What is wanted of it.
+    pub desired: Desired,
+    /// What is known of it.
+    pub state: PodState,
+}
+
+/// Owns all pods.
+pub struct Owner {
+    hooks: Arc<Hooks>,
+    clock: Clock,
+    pods: BTreeMap<Uid, watch::Sender<Desired>>,
+    /// Pods whose first status is still to come.
+    silent: BTreeSet<Uid>,
+    from_pods: (mpsc::Sender<FromPod>, mpsc::Receiver<FromPod>),
+    board: watch::Sender<BTreeMap<Uid, PodStatusV1>>,
+    news: mpsc::Sender<News>,
+    set: Option<Arc<SnapshotV1>>,
+    unstored: Option<Arc<SnapshotV1>>,
+    has_spoken: bool,
+}
+
+impl std::fmt::Debug for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Owner").field("n_pods", &self.pods.len()).finish_non_exhaustive()
+    }
+}
+
+impl Owner {
+    /// An owner of the pods that were found, with the set that is on disk.
+    #[must_use]
+    pub fn new(
+        hooks: Arc<Hooks>,
+        clock: Clock,
+        set: Option<Arc<SnapshotV1>>,
+        news: mpsc::Sender<News>,
+    ) -> (Self, Board) {
+        let (board, reader) = watch::channel(BTreeMap::new());
+        let owner = Self {
+            hooks,
+            clock,
+            pods: BTreeMap::new(),
+            silent: BTreeSet::new(),
+            from_pods: mpsc::channel(FROM_PODS_MAX),
+            board,
+            news,
+            set,
+            unstored: None,
+            has_spoken: false,
+        };
+        (owner, reader)
+    }
+
+    /// Runs until cancelled. The pods go on without it.
+    pub async fn run(
+        mut self,
+        found: Vec<Found>,
+        mut sets: mpsc::Receiver<Arc<SnapshotV1>>,
+        stop: CancellationToken,
+    ) {
+        for Found { desired, state } in found {
+            self.silent.insert(desired.pod.uid);
+            self.spawn(desired, state);
+        }
+        if let Some(set) = self.set.clone() {
+            self.make_so(&set).await;
+        }
+        let first_word = tokio::time::sleep(FIRST_WORD);
+        tokio::pin!(first_word);
+        if self.silent.is_empty() {
+            self.speak().await;
+        }
+        loop {
+            let again = self.unstored.is_some();
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                Some(message) = self.from_pods.1.recv() => self.hear(message).await,
+                Some(set) = sets.recv() => self.apply(set).await,
+                () = &mut first_word, if !self.has_spoken => self.speak().await,
+                () = tokio::time::sleep(STORE_AGAIN), if again => {
+                    if let Some(set) = self.unstored.clone() {
+                        self.store(set).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn tell(&self, news: News) {
+        // The link is gone only when the agent stops.
+        let _ = self.news.send(news).await;
+    }
+
+    /// Tells which pods there are, once each has said how it is.
+    async fn speak(&mut self) {
+        self.has_spoken = true;
+        let running = self
+            .pods
+            .iter()
+            .map(|(uid, wish)| (*uid, wish.borrow().generation))
+            .collect();
+        self.tell(News::Running(running)).await;
+    }
+
+    async fn apply(&mut self, set: Arc<SnapshotV1>) {
+        self.store(Arc::clone(&set)).await;
+        self.make_so(&set).await;
+        self.set = Some(set);
+        if self.has_spoken {
+            self.speak().await;
+        }
+    }
+
+    async fn store(&mut self, set: Arc<SnapshotV1>) {
+        let (path, bytes) = (self.hooks.folders.set(), Arc::clone(&set));
+        let stored = tokio::task::spawn_blocking(move || set::store(&path, &bytes))
+            .await
+            .expect("storing does not panic");
+        match stored {
+            Ok(()) => {
+                self.unstored = None;
+                self.tell(News::Applied(set.epoch, set.revision)).await;
+            }
+            Err(error) => {
+                tracing::error!(error = chain(&error), "cannot store the set; it is tried again");
+                self.unstored = Some(set);
+            }
+        }
+    }
+
+    /// Brings the workers to the set.
+    async fn make_so(&mut self, set: &SnapshotV1) {
+        if let Some(config) = set::node_config(set) {
+            self.tell(News::Config(config.clone())).await;
+        }
+        let mut wanted = set::pods(set);
+        for (uid, wish) in &self.pods {
+            let old = wish.borrow().clone();
+            let new = match wanted.remove(uid) {
+                Some(new) => new,
+                None => Desired { present: false, ..old.clone() },
+            };
+            if differs(&old, &new) {
+                wish.send_replace(new);
+            }
+        }
+        for (_, desired) in wanted {
+            let state = self.first_state(&desired);
+            self.spawn(desired, state);
+        }
+    }
+
+    /// What is known of a pod that has no worker: how it ended, or nothing.
+    fn first_state(&self, desired: &Desired) -> PodState {
+        fresh_state(&self.hooks, &desired.pod, self.clock.now().wall_ms)
+    }
+
+    fn spawn(&mut self, desired: Desired, state: PodState) {
+        let uid = desired.pod.uid;
+        let (wish, wishes) = watch::channel(desired.clone());
+        self.pods.insert(uid, wish);
+        tokio::spawn(Worker::run(
+            Arc::clone(&self.hooks),
+            self.clock,
+            desired,
+            state,
+            wishes,
+            self.from_pods.0.clone(),
+        ));
+    }
+
+    async fn hear(&mut self, message: FromPod) {
+        match message {
+            FromPod::Event(event) => self.tell(News::Event(event)).await,
+            FromPod::Status(status) => {
+                let uid = status.uid;
+                self.board.send_modify(|board| {
+                    board.insert(uid, status.clone());
+                });
+                self.tell(News::Statuses(vec![status])).await;
+                if self.silent.remove(&uid) && self.silent.is_empty() && !self.has_spoken {
+                    self.speak().await;
+                }
+            }
+            FromPod::Gone(uid) => {
+                self.pods.remove(&uid);
+                self.silent.remove(&uid);
+                self.board.send_modify(|board| {
+                    board.remove(&uid);
+                });
+                // It may have come back while the last of it went.
+                let again = self.set.as_ref().and_then(|set| set::pods(set).remove(&uid));
+                if let Some(desired) = again {
+                    let state = self.first_state(&desired);
+                    self.spawn(desired, state);
+                }
+                if self.has_spoken {
+                    self.speak().await;
+                }
+            }
+        }
+    }
+}
+
+/// What the disk says of a pod that nothing else is known of: how it ended, and
+/// how often it has run.
+#[must_use]
+pub fn fresh_state(hooks: &Hooks, pod: &PodV1, wall_ms: u64) -> PodState {
+    let mut state = PodState::new(pod, wall_ms);
+    let dirs = hooks.dirs(pod);
+    for container in &mut state.containers {
+        // Each run has a log with its number, so the next one is known without a
+        // write for each restart.
+        if let Some(last) = logs::attempts(&dirs.logs, &container.name).last() {
+            container.next_attempt = last.saturating_add(1);
+            container.n_runs = last.saturating_add(1);
+        }
+    }
+    match hooks.results.get(&pod.uid) {
+        Ok(Some(record)) => record.restore(&mut state),
+        Ok(None) => {}
+        Err(error) => {
+            tracing::error!(error = chain(&error), "how a pod ended is not known any more");
+        }
+    }
+    state
+}

@@ -1,0 +1,262 @@
+//! What an agent finds when it starts, and what it clears away.
+//!
+//! ```text
+//! another boot than the run folder's?  ─► empty the run folder (its mounts are gone)
+//! run/pods/<uid>/state                 ─► the pod goes on from there
+//! run/containers/<id> without a state  ─► taken over from its own folder
+//! in no set                            ─► stopped and removed, if the set is known
+//! links, cgroups, folders of no pod    ─► removed, if the set is known
+//! ```
+//!
+//! An agent that does not know its set (a damaged file, a new disk) removes
+//! nothing and stops nothing: what runs goes on until the master has spoken.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use runtime::dir::ContainerDir;
+use wire::Uid;
+use wire::set::SnapshotV1;
+
+use crate::clock::Now;
+use crate::config::Folders;
+use crate::hooks::{Hooks, chain, remove_cgroup, remove_folder};
+use crate::id;
+use crate::network::Network;
+use crate::pods::owner::Found;
+use crate::pods::worker::Kept;
+use crate::pods::{Container, Desired, KeySet, Leftover, PodState, Run, fresh_state};
+use crate::{sandbox, set, volumes};
+
+/// Empties the run folder if it is of another boot of the machine: what it names
+/// is gone, and its numbers mean other processes now.
+///
+/// # Errors
+/// The folder cannot be read or emptied.
+pub fn check_boot(folders: &Folders) -> io::Result<()> {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    let marker = folders.run.join("boot");
+    match fs::read_to_string(&marker) {
+        Ok(seen) if seen == boot => return Ok(()),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    for below in ["pods", "containers"] {
+        let folder = folders.run.join(below);
+        volumes::unmount_below(&folder)?;
+        match fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    fs::create_dir_all(folders.run.join("pods"))?;
+    fs::write(marker, boot)
+}
+
+/// Reads the set; a damaged one is as good as none.
+#[must_use]
+pub fn load_set(folders: &Folders) -> Option<Arc<SnapshotV1>> {
+    match set::load(&folders.set()) {
+        Ok(set) => set.map(Arc::new),
+        Err(error) => {
+            tracing::error!(error = chain(&error), "the set is asked of the master again");
+            None
+        }
+    }
+}
+
+/// A run of a container whose folder was found.
+struct Trace {
+    id: String,
+    uid: Option<Uid>,
+    container: String,
+    attempt: u32,
+}
+
+/// Finds every pod there is something of, and what is wanted of it.
+#[must_use]
+pub fn find(hooks: &Hooks, set: Option<&SnapshotV1>, now: Now) -> Vec<Found> {
+    let mut wanted = set.map(set::pods).unwrap_or_default();
+    let traces = traces(hooks);
+    let mut found = Vec::new();
+    let mut seen = BTreeSet::new();
+    for (uid, kept) in kept(&hooks.folders) {
+        let mut state = kept.state;
+        state.resume();
+        let desired = wanted.remove(&uid).unwrap_or_else(|| Desired {
+            pod: Arc::new(kept.pod),
+            generation: kept.generation,
+            // Without a set nothing is known to be unwanted.
+            present: set.is_none(),
+            keys: KeySet::new(),
+        });
+        add_traces(&mut state, &traces, &uid, false);
+        seen.insert(uid);
+        found.push(Found { desired, state });
+    }
+    for (uid, desired) in wanted {
+        let mut state = fresh_state(hooks, &desired.pod, now.wall_ms);
+        add_traces(&mut state, &traces, &uid, true);
+        seen.insert(uid);
+        found.push(Found { desired, state });
+    }
+    found
+}
+
+/// Gives the network the addresses that pods hold.
+pub fn adopt_addresses(hooks: &Hooks, network: &Network, found: &[Found]) {
+    for pod in found {
+        if let Some(address) = sandbox::held_address(&hooks.dirs(&pod.desired.pod)) {
+            network.adopt(pod.desired.pod.uid, address);
+        }
+    }
+}
+
+/// Removes what belongs to no pod. Only for an agent that knows its set.
+pub async fn clear_strays(hooks: &Arc<Hooks>, network: &Network, known: &[Uid]) {
+    for trace in traces(hooks) {
+        if trace.uid.is_none_or(|uid| !known.contains(&uid)) {
+            tracing::warn!(container = trace.id, "a container of no pod is removed");
+            if let Err(error) = hooks.runtime.remove(&trace.id).await {
+                tracing::warn!(container = trace.id, error = chain(&error), "cannot remove it");
+            }
+        }
+    }
+    match network.remove_strays(known).await {
+        Ok(links) if links.is_empty() => {}
+        Ok(links) => tracing::info!(?links, "links of no pod are removed"),
+        Err(error) => tracing::warn!(error = chain(&error), "cannot remove links of no pod"),
+    }
+    let (hooks, known) = (Arc::clone(hooks), known.to_vec());
+    let cleared = tokio::task::spawn_blocking(move || clear_folders(&hooks.folders, &known));
+    for failure in cleared.await.expect("removing folders does not panic") {
+        tracing::warn!("{failure}");
+    }
+}
+
+fn clear_folders(folders: &Folders, known: &[Uid]) -> Vec<String> {
+    let mut failures = Vec::new();
+    let is_known = |uid: &Uid| known.contains(uid);
+    for base in [folders.run.join("pods"), folders.state.join("pods")] {
+        for (uid, path) in entries(&base, id::parse_uid) {
+            if !is_known(&uid) {
+                failures.extend(remove_folder(&path).err());
+            }
+        }
+    }
+    let of_log = |name: &str| id::parse_uid(name.rsplit_once('_')?.1);
+    for (uid, path) in entries(&folders.state.join("logs"), of_log) {
+        if !is_known(&uid) {
+            failures.extend(remove_folder(&path).err());
+        }
+    }
+    let mut cgroups = BTreeSet::new();
+    for hierarchy in cgroup_folders(&folders.cgroup()) {
+        cgroups.extend(
+            entries(&hierarchy, |name| id::parse_uid(name.strip_prefix("pod")?))
+                .into_iter()
+                .map(|(uid, _)| uid),
+        );
+    }
+    for uid in cgroups.iter().filter(|uid| !is_known(uid)) {
+        failures.extend(remove_cgroup(&folders.pod_cgroup(uid)).err());
+    }
+    failures
+}
+
+/// Folders of a cgroup in every hierarchy that is mounted where it usually is.
+fn cgroup_folders(cgroup: &str) -> Vec<std::path::PathBuf> {
+    let root = Path::new("/sys/fs/cgroup");
+    let below = cgroup.trim_start_matches('/');
+    let mut all = vec![root.join(below)];
+    if let Ok(hierarchies) = fs::read_dir(root) {
+        all.extend(hierarchies.flatten().map(|entry| entry.path().join(below)));
+    }
+    all.retain(|path| path.is_dir());
+    all
+}
+
+fn entries(
+    folder: &Path,
+    uid: impl Fn(&str) -> Option<Uid>,
+) -> Vec<(Uid, std::path::PathBuf)> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    entries
+        .flatten()
+        .filter_map(|entry| Some((uid(entry.file_name().to_str()?)?, entry.path())))
+        .collect()
+}
+
+fn kept(folders: &Folders) -> BTreeMap<Uid, Kept> {
+    entries(&folders.run.join("pods"), id::parse_uid)
+        .into_iter()
+        .filter_map(|(uid, path)| match Kept::load(&path) {
+            Ok(kept) => kept.filter(|kept| kept.pod.uid == uid).map(|kept| (uid, kept)),
+            Err(error) => {
+                tracing::error!(error = chain(&error), "a pod's state is rebuilt");
+                None
+            }
+        })
+        .collect()
+}
+
+fn traces(hooks: &Hooks) -> Vec<Trace> {
+    let containers = hooks.folders.run.join("containers");
+    hooks
+        .runtime
+        .list()
+        .into_iter()
+        .map(|id| match ContainerDir::new(containers.join(&id)).spec() {
+            Ok(spec) => Trace {
+                uid: id::parse_uid(&spec.pod_uid),
+                container: spec.container,
+                attempt: spec.attempt,
+                id,
+            },
+            // Its folder was made and nothing was started.
+            Err(_) => Trace { id, uid: None, container: String::new(), attempt: 0 },
+        })
+        .collect()
+}
+
+/// Brings a state to the runs that were found. `is_fresh` where the state knows
+/// of none: the newest run is looked at, those before are cleared away.
+fn add_traces(state: &mut PodState, traces: &[Trace], uid: &Uid, is_fresh: bool) {
+    for container in &mut state.containers {
+        let mut runs: Vec<&Trace> = traces
+            .iter()
+            .filter(|trace| trace.uid == Some(*uid) && trace.container == container.name)
+            .collect();
+        runs.sort_by_key(|trace| trace.attempt);
+        if let Some(last) = runs.last() {
+            container.next_attempt = container.next_attempt.max(last.attempt.saturating_add(1));
+        }
+        if is_fresh
+            && state.finished.is_none()
+            && let Some(newest) = runs.pop()
+        {
+            container.run = Run::Starting {
+                attempt: newest.attempt,
+                image: container.image.reference.clone(),
+                image_id: String::new(),
+                in_flight: false,
+            };
+            // It is counted again when it is seen.
+            container.n_runs = container.n_runs.min(newest.attempt);
+        }
+        leave(container, runs.iter().map(|trace| trace.attempt));
+    }
+}
+
+fn leave(container: &mut Container, attempts: impl Iterator<Item = u32>) {
+    for attempt in attempts {
+        let is_current = container.run.is_live() && container.run.attempt() == Some(attempt);
+        let is_known = container.leftovers.iter().any(|leftover| leftover.attempt == attempt);
+        if !is_current && !is_known {
+            container.leftovers.push(Leftover { attempt, is_removing: false, failure: None });
+        }
+    }
+}

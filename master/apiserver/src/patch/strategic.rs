@@ -154,10 +154,16 @@ fn merge_field(
             // Through the merge, so that bad directives are found here too.
             merge_object(Fields::new(), patch, rule.schema).map(Value::Object)
         }
-        (original, Value::Array(patch)) if rule.merges => {
-            let original = original.and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        (Some(Value::Array(original)), Value::Array(patch)) if rule.merges => {
             let order = order.map(|order| list_of(order, name)).transpose()?;
+            check_order(patch, order, rule.key)?;
             merge_list(original, patch, rule, name, order).map(Value::Array)
+        }
+        (_, Value::Array(new)) if rule.merges => {
+            let order = order.map(|order| list_of(order, name)).transpose()?;
+            check_order(new, order, rule.key)?;
+            let Value::Array(new) = clean(patch) else { unreachable!("a list stays one") };
+            Ok(Value::Array(ordered(new, order.unwrap_or_default(), &[], rule.key)))
         }
         (_, patch) => Ok(clean(patch)),
     }
@@ -195,11 +201,8 @@ fn merge_list(
         match fields.get(DIRECTIVE).map(Value::as_str) {
             None => plain.push(fields),
             Some(Some("replace")) => {
+                // The element only marks the list; it is none itself.
                 replaces = true;
-                // An element may carry the directive; alone, it only marks the list.
-                if fields.len() > 1 {
-                    plain.push(fields);
-                }
             }
             Some(Some("delete")) => {
                 let Some(value) = fields.get(key) else {
@@ -278,6 +281,28 @@ fn ordered(merged: Vec<Value>, order: &[Value], server: &[Value], key: Option<&s
         };
         all.extend(if other_first { others.next() } else { named.next() });
     }
+}
+
+/// The elements of a patch must come in the order that `$setElementOrder` gives.
+fn check_order(
+    patch: &[Value],
+    order: Option<&[Value]>,
+    key: Option<&str>,
+) -> Result<(), PatchError> {
+    let Some(order) = order.filter(|order| !order.is_empty()) else { return Ok(()) };
+    let id = |value: &Value| key.map_or_else(|| Some(value.clone()), |key| value.get(key).cloned());
+    let mut places = order.iter().map(id);
+    for element in patch.iter().filter(|element| element.get(DIRECTIVE).is_none()) {
+        let wanted = id(element);
+        if !places.any(|place| place == wanted) {
+            return malformed(format!(
+                "The order in patch list: {} doesn't match $setElementOrder list: {}",
+                Value::from(patch),
+                Value::from(order),
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn retain_keys(original: &mut Fields, patch: &Fields) -> Result<(), PatchError> {
@@ -516,8 +541,10 @@ mod tests {
 
     #[test]
     fn bad_directives_are_named() {
-        let object = json!({"spec": {"containers": [{"name": "a"}]}});
+        let object =
+            json!({"metadata": {"finalizers": ["x/y"]}, "spec": {"containers": [{"name": "a"}]}});
         for (patch, text) in [
+            (json!({"metadata": {"finalizers": [{}]}}), "plain values"),
             (json!({"spec": {"containers": [{"image": "x"}]}}), "declared merge key: name"),
             (json!({"spec": {"containers": [{"$patch": "delete"}]}}), "no merge key defined"),
             (json!({"spec": {"containers": ["x"]}}), "list of objects"),
@@ -526,7 +553,10 @@ mod tests {
             (json!({"spec": {"$retainKeys": [], "nodeName": "x"}}), "$retainKeys list"),
             (json!({"metadata": {"$deleteFromPrimitiveList/finalizers": "a"}}), "is not a list"),
             (json!({"spec": {"$what": 1}}), "unknown patch directive"),
-            (json!({"metadata": {"finalizers": [{}]}}), "plain values"),
+            (
+                json!({"spec": {"$setElementOrder/containers": [{"name": "b"}], "containers": [{"name": "a"}]}}),
+                "The order in patch list",
+            ),
             (json!([]), "is an object"),
         ] {
             let error = apply(&object, &patch, pod()).unwrap_err().to_string();

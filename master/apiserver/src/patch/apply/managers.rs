@@ -65,7 +65,7 @@ impl Managers {
 
     /// The entries of `object`; none where it has none that make sense.
     pub(super) fn of(object: &Value) -> Self {
-        entries(object).and_then(|entries| Self::read(entries)).unwrap_or_default()
+        entries(object).and_then(Self::read).unwrap_or_default()
     }
 
     /// The entry of `manager`, made where it is missing.

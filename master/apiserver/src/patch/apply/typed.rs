@@ -93,7 +93,7 @@ impl Kind {
             }
             Self::Keyed(field, of) => {
                 let element = |(n, v)| {
-                    (key_of(field, of, v).unwrap_or(format!("i:{n}")), v, Self::Struct(of))
+                    (key_of(field, of, v).unwrap_or_else(|| format!("i:{n}")), v, Self::Struct(of))
                 };
                 Some(list.iter().enumerate().map(element).collect())
             }

@@ -22,6 +22,8 @@ mod plan;
 mod state;
 mod status;
 #[cfg(test)]
+mod live_tests;
+#[cfg(test)]
 pub(crate) mod tests;
 pub mod worker;
 

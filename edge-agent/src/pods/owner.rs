@@ -45,9 +45,10 @@ pub enum News {
     Event(EventV1),
     /// Every pod on the node, as (uid, generation).
     Running(Vec<(Uid, u64)>),
-    /// How the node is set up.
-    Config(NodeConfigV1),
 }
+
+/// Sets up the node as a set says, before any pod of it is looked at.
+pub type Configure = Box<dyn Fn(&NodeConfigV1) + Send + Sync>;
 
 /// The statuses of all pods, for whoever serves logs.
 pub type Board = watch::Receiver<BTreeMap<Uid, PodStatusV1>>;
@@ -71,6 +72,7 @@ pub struct Owner {
     from_pods: (mpsc::Sender<FromPod>, mpsc::Receiver<FromPod>),
     board: watch::Sender<BTreeMap<Uid, PodStatusV1>>,
     news: mpsc::Sender<News>,
+    configure: Configure,
     set: Option<Arc<SnapshotV1>>,
     unstored: Option<Arc<SnapshotV1>>,
     has_spoken: bool,
@@ -90,6 +92,7 @@ impl Owner {
         clock: Clock,
         set: Option<Arc<SnapshotV1>>,
         news: mpsc::Sender<News>,
+        configure: Configure,
     ) -> (Self, Board) {
         let (board, reader) = watch::channel(BTreeMap::new());
         let owner = Self {
@@ -100,6 +103,7 @@ impl Owner {
             from_pods: mpsc::channel(FROM_PODS_MAX),
             board,
             news,
+            configure,
             set,
             unstored: None,
             has_spoken: false,
@@ -111,15 +115,16 @@ impl Owner {
     pub async fn run(
         mut self,
         found: Vec<Found>,
-        mut sets: mpsc::Receiver<Arc<SnapshotV1>>,
+        mut sets: watch::Receiver<Option<Arc<SnapshotV1>>>,
         stop: CancellationToken,
     ) {
+        self.configure();
         for Found { desired, state } in found {
             self.silent.insert(desired.pod.uid);
             self.spawn(desired, state);
         }
         if let Some(set) = self.set.clone() {
-            self.make_so(&set).await;
+            self.make_so(&set);
         }
         let first_word = tokio::time::sleep(FIRST_WORD);
         tokio::pin!(first_word);
@@ -132,7 +137,12 @@ impl Owner {
                 biased;
                 () = stop.cancelled() => return,
                 Some(message) = self.from_pods.1.recv() => self.hear(message).await,
-                Some(set) = sets.recv() => self.apply(set).await,
+                Ok(()) = sets.changed() => {
+                    let set = sets.borrow_and_update().clone();
+                    if let Some(set) = set {
+                        self.apply(set).await;
+                    }
+                }
                 () = &mut first_word, if !self.has_spoken => self.speak().await,
                 () = tokio::time::sleep(STORE_AGAIN), if again => {
                     if let Some(set) = self.unstored.clone() {
@@ -161,8 +171,9 @@ impl Owner {
 
     async fn apply(&mut self, set: Arc<SnapshotV1>) {
         self.store(Arc::clone(&set)).await;
-        self.make_so(&set).await;
-        self.set = Some(set);
+        self.set = Some(Arc::clone(&set));
+        self.configure();
+        self.make_so(&set);
         if self.has_spoken {
             self.speak().await;
         }
@@ -185,11 +196,14 @@ impl Owner {
         }
     }
 
-    /// Brings the workers to the set.
-    async fn make_so(&mut self, set: &SnapshotV1) {
-        if let Some(config) = set::node_config(set) {
-            self.tell(News::Config(config.clone())).await;
+    fn configure(&self) {
+        if let Some(config) = self.set.as_deref().and_then(set::node_config) {
+            (self.configure)(config);
         }
+    }
+
+    /// Brings the workers to the set.
+    fn make_so(&mut self, set: &SnapshotV1) {
         let mut wanted = set::pods(set);
         for (uid, wish) in &self.pods {
             let old = wish.borrow().clone();

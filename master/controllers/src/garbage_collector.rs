@@ -316,3 +316,6 @@ where
         stream::iter(writes).buffer_unordered(CONCURRENCY).collect().await;
     results.into_iter().collect()
 }
+
+#[cfg(test)]
+mod tests;

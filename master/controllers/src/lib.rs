@@ -31,6 +31,8 @@ pub mod replica_set;
 pub mod runner;
 pub mod scheduler_loop;
 pub mod service_account;
+#[cfg(test)]
+mod testing;
 
 pub use cluster::{Change, Cluster, ClusterError, DeleteOptions, Propagation, WatchItem};
 pub use fleet::{Config, Fleet, Parts};

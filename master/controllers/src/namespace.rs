@@ -201,3 +201,6 @@ async fn tell<C: Cluster>(
         Err(error) => ignore_not_found(Err(error)),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -79,7 +79,7 @@ impl Managers {
 
     /// The fields of everyone.
     pub(super) fn all_fields(&self) -> FieldSet {
-        self.list.iter().fold(FieldSet::default(), |all, manager| all.union(&manager.fields))
+        self.list.iter().fold(FieldSet::default(), |all, manager| all.union(manager.fields.clone()))
     }
 
     /// Writes the entries into `object`, in Kubernetes' order.
@@ -140,7 +140,7 @@ impl Managers {
                 subresource: String::new(),
                 api_version: old.api_version.clone(),
             });
-            ancient.fields = ancient.fields.union(&old.fields);
+            ancient.fields.add(old.fields);
             ancient.time = ancient.time.take().max(old.time);
         }
     }

@@ -137,20 +137,21 @@ pub fn apply(
     typed::prune(&mut result, kind, &last, &managers.all_fields());
     let mut changes = typed::compare(&base, &result, kind);
     changes.for_each(|set| restrict(set, subresource));
-    let changed = changes.modified.union(&changes.added);
+    let unchanged = changes.is_same();
+    let changed = changes.modified.union(changes.added);
     let conflicts = conflicts_of(&managers, &me, &changed);
     if !conflicts.is_empty() && !force && !from_client_side(live, manager, &conflicts, of) {
         return Err(ApplyError::Conflicts(listed(&conflicts)));
     }
-    let lost = changed.union(&changes.removed);
+    let lost = changed.union(changes.removed);
     for other in managers.list.iter_mut().filter(|other| !other.is(&me)) {
-        other.fields = other.fields.difference(&lost);
+        other.fields.subtract(&lost);
     }
     managers.list.retain(|manager| !manager.fields.is_empty());
     let mine_changed = before.list.iter().find(|m| m.is(&me)).map(|m| &m.fields)
         != managers.list.iter().find(|m| m.is(&me)).map(|m| &m.fields);
     if let Some(live) = live
-        && changes.is_same()
+        && unchanged
         && !mine_changed
     {
         return Ok(live.clone());
@@ -186,7 +187,6 @@ pub fn track_update(
     } else {
         Managers::read(&sent).filter(|managers| !managers.list.is_empty()).unwrap_or(live)
     };
-    let new = without_managed_fields(after);
     if before.is_some() && managers.list.is_empty() {
         // Forgotten, or from before this was kept: nobody is asked from now on.
         managers.write(after);
@@ -200,19 +200,20 @@ pub fn track_update(
         time: Some(rfc3339(now)),
         fields: FieldSet::default(),
     };
-    let old = before.map_or_else(|| json!({}), without_managed_fields);
-    let mut changes = typed::compare(&old, &new, kind);
+    let nothing = json!({});
+    let mut changes = typed::compare(before.unwrap_or(&nothing), after, kind);
     changes.for_each(|set| restrict(set, subresource));
-    let changed = changes.modified.union(&changes.added);
-    let lost = changed.union(&changes.removed);
-    for other in &mut managers.list {
-        other.fields =
-            other.fields.difference(if other.is(&me) { &changes.removed } else { &lost });
+    let changed = changes.modified.union(changes.added);
+    for manager in &mut managers.list {
+        manager.fields.subtract(&changes.removed);
+        if !manager.is(&me) {
+            manager.fields.subtract(&changed);
+        }
     }
     if !changed.is_empty() {
         let mine = managers.entry(&me);
-        mine.fields = mine.fields.union(&changed);
-        mine.time.clone_from(&me.time);
+        mine.fields.add(changed);
+        mine.time = me.time;
     }
     managers.write(after);
 }
@@ -381,5 +382,5 @@ fn from_client_side(
     // Only where the live object still says what was applied.
     let since = typed::compare(&applied, live, kind);
     applied_fields = applied_fields.difference(&since.modified).difference(&since.removed);
-    conflicts.iter().all(|(_, fields)| fields.difference(&applied_fields).is_empty())
+    conflicts.iter().all(|(_, fields)| fields.clone().difference(&applied_fields).is_empty())
 }

@@ -189,27 +189,78 @@ fn compare_at(
     if path.len() > MAX_DEPTH || !both_many || (empty(old) && empty(new)) {
         return leaf(old, new, kind, path, found);
     }
-    let (old_parts, new_parts) = (parts(old, kind), parts(new, kind));
-    let by_element = |parts: &[Part<'_>]| -> HashMap<String, usize> {
-        // The first of equal elements counts.
-        parts.iter().enumerate().rev().map(|(n, part)| (part.0.clone(), n)).collect()
-    };
-    let (old_at, new_at) = (by_element(&old_parts), by_element(&new_parts));
-    for (element, old, kind, is_data) in &old_parts {
-        let new = new_at.get(element).map(|n| new_parts[*n].1);
+    if matches!(kind, Kind::Set(_) | Kind::Keyed(..)) {
+        compare_lists(old, new, kind, path, found);
+    } else {
+        let old = old.and_then(|old| kind.fields(old));
+        let new = new.and_then(|new| kind.fields(new));
+        compare_fields(old, new, kind, path, found);
+    }
+}
+
+/// Path elements are made for what differs only: most of an object does not.
+fn compare_fields(
+    old: Option<&Fields>,
+    new: Option<&Fields>,
+    kind: Kind,
+    path: &mut Vec<String>,
+    found: &mut Comparison,
+) {
+    for (name, old) in old.into_iter().flatten() {
+        let new = new.and_then(|new| new.get(name));
+        if new == Some(old) {
+            continue;
+        }
+        let inner = kind.of_key(name);
+        path.push(field_set::field(name));
+        if new.is_none() && is_counted(kind, name, inner) && is_many(old, inner) {
+            found.removed.insert(path);
+        }
+        compare_at(Some(old), new, inner, path, found);
+        path.pop();
+    }
+    for (name, new) in new.into_iter().flatten() {
+        if old.is_some_and(|old| old.contains_key(name)) {
+            continue;
+        }
+        let inner = kind.of_key(name);
+        path.push(field_set::field(name));
+        if is_counted(kind, name, inner) && is_many(new, inner) {
+            found.added.insert(path);
+        }
+        compare_at(None, Some(new), inner, path, found);
+        path.pop();
+    }
+}
+
+fn compare_lists(
+    old: Option<&Value>,
+    new: Option<&Value>,
+    kind: Kind,
+    path: &mut Vec<String>,
+    found: &mut Comparison,
+) {
+    let old = old.and_then(|old| kind.elements(old)).unwrap_or_default();
+    let new = new.and_then(|new| kind.elements(new)).unwrap_or_default();
+    // Of equal elements the first counts.
+    let new_values: HashMap<&str, &Value> =
+        new.iter().rev().map(|(element, value, _)| (element.as_str(), *value)).collect();
+    let old_names: HashSet<&str> = old.iter().map(|(element, ..)| element.as_str()).collect();
+    for (element, old, kind) in &old {
+        let new = new_values.get(element.as_str()).copied();
         path.push(element.clone());
-        if new.is_none() && *is_data && is_many(old, *kind) {
+        if new.is_none() && is_many(old, *kind) {
             found.removed.insert(path);
         }
         compare_at(Some(old), new, *kind, path, found);
         path.pop();
     }
-    for (element, new, kind, is_data) in &new_parts {
-        if old_at.contains_key(element) {
+    for (element, new, kind) in &new {
+        if old_names.contains(element.as_str()) {
             continue;
         }
         path.push(element.clone());
-        if *is_data && is_many(new, *kind) {
+        if is_many(new, *kind) {
             found.added.insert(path);
         }
         compare_at(None, Some(new), *kind, path, found);
@@ -217,32 +268,19 @@ fn compare_at(
     }
 }
 
-/// A whole map that comes or goes is a member of the change too, as are
-/// elements of lists; the objects that the schema lists are not.
+/// Whether the coming and going of a whole object in `name` is a change in
+/// itself: of a map, and of what the schema does not list; not of the objects
+/// that it lists.
+fn is_counted(kind: Kind, name: &str, inner: Kind) -> bool {
+    matches!(inner, Kind::Map(_)) || kind.is_data(name)
+}
+
+/// Whether `value` is what `kind` counts as many.
 fn is_many(value: &Value, kind: Kind) -> bool {
     match kind {
         Kind::Set(_) | Kind::Keyed(..) => value.is_array(),
         _ => kind.fields(value).is_some(),
     }
-}
-
-/// Path element, value, kind, and whether its coming and going is a change in itself.
-type Part<'a> = (String, &'a Value, Kind, bool);
-
-fn parts(value: Option<&Value>, kind: Kind) -> Vec<Part<'_>> {
-    let Some(value) = value else { return Vec::new() };
-    if let Some(fields) = kind.fields(value) {
-        return fields
-            .iter()
-            .map(|(name, value)| {
-                let inner = kind.of_key(name);
-                let is_data = kind.is_data(name) || matches!(inner, Kind::Map(_));
-                (field_set::field(name), value, inner, is_data)
-            })
-            .collect();
-    }
-    let elements = kind.elements(value).unwrap_or_default();
-    elements.into_iter().map(|(element, value, kind)| (element, value, kind, true)).collect()
 }
 
 fn leaf(

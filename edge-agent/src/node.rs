@@ -44,6 +44,8 @@ pub const HELLO_FIRST: Duration = Duration::from_secs(5);
 pub const HELLO_MAX: Duration = Duration::from_secs(60);
 /// Least time between two hellos, whatever the other side sends.
 pub const HELLO_LEAST: Duration = Duration::from_secs(1);
+/// Copies without an answer after which a connection is not believed any more.
+pub const STALLED_AFTER: u32 = 5;
 /// Time between heartbeats before a set says otherwise, in seconds.
 pub const HEARTBEAT_DEFAULT_S: u32 = 60;
 
@@ -110,6 +112,7 @@ struct Connection {
     /// When to say hello (again); `None` once it is answered.
     hello_due: Option<Duration>,
     hello_wait: Duration,
+    n_hellos: u32,
     heartbeat_due: Duration,
 }
 
@@ -140,6 +143,7 @@ impl Node {
         self.connection = Some(Connection {
             hello_due: Some(now),
             hello_wait: HELLO_FIRST,
+            n_hellos: 0,
             heartbeat_due: now + self.heartbeat_every(),
         });
         self.reports.send_again(now);
@@ -215,6 +219,20 @@ impl Node {
         }
     }
 
+    /// The address of the link's local end, for the next hello.
+    pub fn set_address(&mut self, address: String) {
+        self.info.address = address;
+    }
+
+    /// Whether the master has answered nothing for so long that a new connection
+    /// is worth a try: five hellos, or five copies of a report.
+    #[must_use]
+    pub fn is_stalled(&self) -> bool {
+        let Some(connection) = &self.connection else { return false };
+        let hellos = connection.hello_due.map_or(0, |_| connection.n_hellos);
+        hellos > STALLED_AFTER || self.reports.n_copies() > STALLED_AFTER
+    }
+
     /// What there is to do now.
     pub fn poll(&mut self, now: Duration) -> Vec<Output> {
         let Some(connection) = &mut self.connection else {
@@ -223,6 +241,7 @@ impl Node {
         if connection.hello_due.is_some_and(|due| due <= now) {
             connection.hello_due = Some(now + connection.hello_wait);
             connection.hello_wait = HELLO_MAX.min(connection.hello_wait * 2);
+            connection.n_hellos += 1;
             self.hello_at = Some(now);
             self.hello_seq += 1;
             let hello = self.hello();
@@ -422,6 +441,7 @@ impl Node {
         if let Some(connection) = &mut self.connection {
             connection.hello_due = None;
             connection.hello_wait = HELLO_FIRST;
+            connection.n_hellos = 0;
         }
     }
 

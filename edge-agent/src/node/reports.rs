@@ -53,6 +53,7 @@ struct OnTheWay {
     tells: Vec<(Uid, u64)>,
     wait: Duration,
     resend_at: Duration,
+    n_copies: u32,
 }
 
 impl Reports {
@@ -111,6 +112,7 @@ impl Reports {
         if let Some(on_the_way) = &mut self.on_the_way {
             on_the_way.wait = RESEND_FIRST;
             on_the_way.resend_at = now;
+            on_the_way.n_copies = 0;
         }
     }
 
@@ -136,6 +138,7 @@ impl Reports {
             }
             on_the_way.resend_at = now + on_the_way.wait;
             on_the_way.wait = RESEND_MAX.min(on_the_way.wait * 2);
+            on_the_way.n_copies += 1;
             return Some(on_the_way.bytes.clone());
         }
         if self.want_full && self.complete {
@@ -154,6 +157,11 @@ impl Reports {
         let news = !self.events.is_empty()
             || self.pods.values().any(|tracked| tracked.change > tracked.acked);
         news.then(|| self.make(now, false))
+    }
+
+    /// How often the report on its way was sent on this connection.
+    pub(super) fn n_copies(&self) -> u32 {
+        self.on_the_way.as_ref().map_or(0, |on_the_way| on_the_way.n_copies)
     }
 
     pub(super) fn next_due(&self) -> Option<Duration> {
@@ -187,6 +195,7 @@ impl Reports {
             tells: told.iter().map(|tracked| (tracked.status.uid, tracked.change)).collect(),
             wait: RESEND_FIRST * 2,
             resend_at: now + RESEND_FIRST,
+            n_copies: 1,
         });
         bytes
     }

@@ -68,17 +68,6 @@ pub(crate) enum LinkProfile {
     Cellular,
 }
 
-impl LinkProfile {
-    /// Time between two heartbeats, in seconds.
-    pub(crate) fn heartbeat_s(self) -> u32 {
-        match self {
-            Self::Lan => 10,
-            Self::Wan => 60,
-            Self::Cellular => 300,
-        }
-    }
-}
-
 /// A host, and maybe the port under which nodes reach it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Advertise {

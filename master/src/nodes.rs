@@ -25,7 +25,7 @@ use api::{ObjectKey, Value, meta};
 use apiserver::{Api, Identity, Reason, Status, Target, WatchEvent, WatchOptions, WriteOptions};
 use dispatch::Dispatcher;
 use dispatch::node::{Output, Profile};
-use gateway::{Gateway, GatewayEvent, JoinReply, NodeStream, StreamKind, Violation};
+use gateway::{Gateway, GatewayEvent, JoinReply, NodeStream, StreamKind};
 use std::net::SocketAddr;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -44,13 +44,14 @@ use crate::artifacts::Artifacts;
 use crate::clock;
 use crate::enrol::{Enrolment, resource};
 use crate::lower;
+use crate::node_events::NodeEvents;
 use crate::streams::Streams;
 use index::{Index, source_of};
 pub(crate) use liveness::Liveness;
 use reports::Reports;
 
 /// The label that gives a node its link profile.
-const PROFILE_LABEL: &str = controllers::projection::node_labels::PROFILE;
+const PROFILE_LABEL: &str = controllers::projection::labels::PROFILE;
 /// The annotation by which an operator accepts a restored store for a node.
 pub(crate) const CONFIRMED_ANNOTATION: &str = "pinnace.io/restore-confirmed";
 /// Reports of one node that wait for those before them.
@@ -83,15 +84,7 @@ pub(crate) struct Setup {
     pub(crate) liveness: Arc<Liveness>,
     pub(crate) artifact_key: [u8; 32],
     pub(crate) profile: Profile,
-    pub(crate) recorder: Arc<dyn Recorder>,
-}
-
-/// Where node events go.
-pub(crate) trait Recorder: Send + Sync + 'static {
-    /// Records what a node says happened.
-    fn record(&self, node: &str, event: &wire::status::EventV1);
-    /// Records what somebody tried on the node port.
-    fn violation(&self, violation: &Violation);
+    pub(crate) recorder: NodeEvents,
 }
 
 /// What the task listens to.
@@ -402,10 +395,10 @@ impl Nodes {
         if state.ready {
             return;
         }
-        if let Some(info) = &state.info {
+        if let Some(info) = state.info.clone() {
             // Until the watch says otherwise, so that it is written once.
             state.ready = true;
-            self.write_node(node, info.clone());
+            self.write_node(node, info);
         }
     }
 

@@ -3,7 +3,6 @@
 use std::fs;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -11,6 +10,9 @@ use anyhow::{Context, bail};
 use api::enrolment::{INFO_ENDPOINTS, INFO_NAME, INFO_NAMESPACE};
 use api::resource::Storage;
 use apiserver::{Api, Identity, Reason, Server, ServerOptions, Target, WriteOptions};
+use controllers::clock::Clock;
+use controllers::events::Recorder;
+use controllers::{node_cidr, node_lifecycle};
 use gateway::{ClockFloor, Gateway};
 use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
@@ -20,13 +22,13 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::info;
 
 use crate::artifacts::Artifacts;
 use crate::cluster::Component;
 use crate::config::{Config, LinkProfile};
 use crate::enrol::{Enrolment, resource};
 use crate::images::Registries;
+use crate::node_events::NodeEvents;
 use crate::nodes::{self, Liveness};
 use crate::pki::{Pki, write_private};
 use crate::streams::Streams;
@@ -34,6 +36,8 @@ use crate::{clock, kubeconfig};
 
 /// Commands that wait for the node task.
 const COMMANDS_WAITING_MAX: usize = 256;
+/// Each node gets this much of the pods' addresses.
+const NODE_PREFIX: u8 = 24;
 /// How long connections get to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(2);
 /// The file that says that the store was restored from a backup.
@@ -111,7 +115,7 @@ pub(crate) async fn start(config: Config, shutdown: CancellationToken) -> anyhow
     let streams = Streams::new(commands);
     api.set_log_source(Arc::clone(&streams) as Arc<dyn apiserver::LogSource>);
     let liveness = Arc::new(Liveness::new());
-    let recorder = start_controllers(&api, &config, registries, &liveness, &tasks, &shutdown);
+    let recorder = start_controllers(&api, &config, registries, &liveness, &tasks, &shutdown)?;
     let setup = nodes::Setup {
         api: api.clone(),
         epoch: store.epoch(),
@@ -123,7 +127,7 @@ pub(crate) async fn start(config: Config, shutdown: CancellationToken) -> anyhow
         liveness,
         artifact_key: pki.artifact_public_key(),
         profile: profile(config.link_profile),
-        recorder,
+        recorder: NodeEvents::new(recorder),
     };
     let inputs = nodes::Inputs { gateway: events, commands: commanded };
     tasks.spawn(nodes::run(setup, inputs, shutdown.clone()));
@@ -248,4 +252,37 @@ async fn describe_cluster(api: &Api, nodes: &str, epoch: u128) -> anyhow::Result
         Ok(_) => Ok(()),
         Err(status) => bail!("cannot describe the cluster: {}", status.message),
     }
+}
+
+/// Starts every controller; returns where events go.
+fn start_controllers(
+    api: &Api,
+    config: &Config,
+    images: Arc<Registries>,
+    liveness: &Arc<Liveness>,
+    tasks: &TaskTracker,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Recorder> {
+    let network = config
+        .pod_cidr
+        .parse()
+        .with_context(|| format!("--pod-cidr {:?}", config.pod_cidr))?;
+    let pod_network = node_cidr::Config::new(network, NODE_PREFIX)
+        .with_context(|| format!("--pod-cidr {:?}", config.pod_cidr))?;
+    let nodes = node_lifecycle::Config {
+        default_profile: match config.link_profile {
+            LinkProfile::Lan => node_lifecycle::Profile::Lan,
+            LinkProfile::Wan => node_lifecycle::Profile::Wan,
+            LinkProfile::Cellular => node_lifecycle::Profile::Cellular,
+        },
+        ..node_lifecycle::Config::default()
+    };
+    let parts = controllers::Parts {
+        cluster: Arc::new(Component::new(api.clone(), "pinnace:controllers")),
+        liveness: Arc::clone(liveness),
+        images,
+        clock: Clock::System,
+        config: controllers::Config { nodes, pod_network },
+    };
+    Ok(controllers::Fleet::start(parts, tasks, shutdown).recorder)
 }

@@ -39,7 +39,6 @@ type Ticket = [u8; 16];
 pub(crate) type Commands = mpsc::Sender<(String, CommandV1, oneshot::Sender<bool>)>;
 
 /// Streams that wait for their node, and how to ask for them.
-#[derive(Debug)]
 pub(crate) struct Streams {
     waiting: Mutex<HashMap<Ticket, (String, oneshot::Sender<NodeStream>)>>,
     commands: Commands,

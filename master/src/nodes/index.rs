@@ -121,11 +121,6 @@ impl Index {
         self.nodes.get(node)?.iter().find(|(_, other)| *other == uid).map(|(key, _)| key)
     }
 
-    /// Every node that has pods.
-    pub(super) fn nodes(&self) -> impl Iterator<Item = &String> {
-        self.nodes.keys()
-    }
-
     /// Every pod, so that those a new list does not name can be removed.
     pub(super) fn keys(&self) -> impl Iterator<Item = &ObjectKey> {
         self.pods.keys()
@@ -187,7 +182,7 @@ mod tests {
         assert_eq!(index.pods_of("n2"), [key.clone()]);
         assert_eq!(index.pod(&key, None).unwrap(), ["n2"]);
         assert!(index.users("default", &source).is_empty());
-        assert!(index.nodes().next().is_none());
+        assert!(index.pods_of("n2").is_empty());
     }
 
     #[test]

@@ -1,23 +1,24 @@
 //! When each node was last heard of, by the master's own monotonic clock.
 //!
-//! In memory only: after a start every node counts as just seen.
+//! In memory only: a master that starts has seen nobody yet, and the node
+//! lifecycle controller gives every node its time from then on.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use controllers::node_lifecycle::NodeLiveness;
 use tokio::time::Instant;
 
 /// Arrival times.
 #[derive(Debug)]
 pub(crate) struct Liveness {
-    started: Instant,
     seen: Mutex<HashMap<String, Instant>>,
 }
 
 impl Liveness {
     pub(crate) fn new() -> Self {
-        Self { started: Instant::now(), seen: Mutex::default() }
+        Self { seen: Mutex::default() }
     }
 
     /// A message of `node` arrived.
@@ -41,10 +42,11 @@ impl Liveness {
     pub(crate) fn forget(&self, node: &str) {
         self.seen.lock().expect("no panic while it is held").remove(node);
     }
+}
 
-    /// Time since the last message of `node`, or since the start of this master.
-    pub(crate) fn silent_for(&self, node: &str) -> Duration {
+impl NodeLiveness for Liveness {
+    fn last_seen(&self, node: &str) -> Option<Duration> {
         let seen = self.seen.lock().expect("no panic while it is held");
-        seen.get(node).copied().unwrap_or(self.started).elapsed()
+        seen.get(node).map(Instant::elapsed)
     }
 }

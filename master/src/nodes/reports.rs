@@ -9,6 +9,7 @@ use std::sync::Arc;
 use api::{ObjectKey, meta};
 use apiserver::{Api, DeleteOptions, Identity, Reason, Status, Target, WriteOptions};
 use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use tracing::{debug, warn};
 use wire::status::{PodStatusV1, ReportV1};
 
@@ -38,12 +39,18 @@ impl Reports {
     /// it may be acknowledged.
     pub(super) async fn store(&self, node: &str, host_ip: &str, report: &ReportV1) -> bool {
         let who = Identity::node(node);
-        let results = futures::stream::iter(&report.pods)
-            .map(|status| self.store_pod(&who, host_ip, status))
-            .buffer_unordered(CONCURRENCY)
-            .collect::<Vec<bool>>()
-            .await;
-        results.into_iter().all(|stored| stored)
+        let mut running = FuturesUnordered::new();
+        let mut all_stored = true;
+        for status in &report.pods {
+            if CONCURRENCY <= running.len() {
+                all_stored &= running.next().await.unwrap_or(true);
+            }
+            running.push(self.store_pod(&who, host_ip, status));
+        }
+        while let Some(stored) = running.next().await {
+            all_stored &= stored;
+        }
+        all_stored
     }
 
     async fn store_pod(&self, who: &Identity, host_ip: &str, status: &PodStatusV1) -> bool {

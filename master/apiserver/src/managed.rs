@@ -3,10 +3,13 @@
 //! [`patch`]: crate::patch
 
 use api::schema::{TypeRef, table};
+use api::time::Timestamp;
 use serde_json::Value;
 
 use crate::fields;
+use crate::object;
 use crate::options::{PatchKind, WriteOptions};
+use crate::patch::apply::{self, ApplyError};
 use crate::patch::{PatchError, json, merge, strategic};
 use crate::status::{Reason, Status};
 use crate::verbs::Target;
@@ -49,16 +52,55 @@ fn refuse(error: PatchError) -> Status {
 
 /// The object after a server-side apply, `managedFields` included.
 pub(crate) fn applied(
-    _target: &Target<'_>,
-    _old: Option<&Value>,
-    _patch: &Value,
-    _options: &WriteOptions,
+    target: &Target<'_>,
+    old: Option<&Value>,
+    config: &Value,
+    options: &WriteOptions,
 ) -> Result<Value, Status> {
-    Err(Status::internal("not yet"))
+    let of = type_of(target)?;
+    let (manager, now) = (&options.field_manager, Timestamp::now());
+    apply::apply(old, config, manager, options.force, subresource(target), now, of).map_err(
+        |error| match &error {
+            ApplyError::Conflicts(conflicts) => {
+                let pairs = conflicts.iter().map(|c| (c.manager.as_str(), c.field.as_str()));
+                Status::apply_conflict(error.to_string(), pairs)
+            }
+            ApplyError::Malformed(text) => Status::bad_request(text.clone()),
+        },
+    )
 }
 
 /// Notes that `manager` set every field of a new object.
-pub(crate) fn track_create(_target: &Target<'_>, _object: &mut Value, _manager: &str) {}
+pub(crate) fn track_create(
+    target: &Target<'_>,
+    object: &mut Value,
+    manager: &str,
+) -> Result<(), Status> {
+    let of = type_of(target)?;
+    apply::track_update(None, object, manager, None, Timestamp::now(), of);
+    Ok(())
+}
 
 /// Notes which fields `manager` changed.
-pub(crate) fn track_update(_target: &Target<'_>, _old: &Value, _new: &mut Value, _manager: &str) {}
+pub(crate) fn track_update(
+    target: &Target<'_>,
+    old: &Value,
+    new: &mut Value,
+    manager: &str,
+) -> Result<(), Status> {
+    let of = fields::type_of(target.resource);
+    let of = of.ok_or_else(|| Status::internal("a resource without a schema"))?;
+    let now = Timestamp::now();
+    apply::track_update(Some(old), new, manager, subresource(target), now, of);
+    Ok(())
+}
+
+/// Leaves `managedFields` as they are, whatever the writer sent.
+pub(crate) fn keep(old: &Value, new: &mut Value) {
+    let kept = object::at(old, &["metadata", "managedFields"]).cloned();
+    object::set(object::metadata_mut(new), "managedFields", kept);
+}
+
+fn subresource<'a>(target: &Target<'a>) -> Option<&'a str> {
+    (!target.subresource.is_empty()).then_some(target.subresource)
+}

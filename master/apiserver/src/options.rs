@@ -84,7 +84,10 @@ pub enum FieldValidation {
 pub struct WriteOptions {
     /// Do everything but store it.
     pub dry_run: bool,
-    /// Who manages the fields that are set; empty for the user's name.
+    /// Who manages the fields that are set.
+    ///
+    /// Empty for a part of the master that claims none: nothing is noted about a
+    /// create, or about a write to `status`, and objects stay small.
     pub field_manager: String,
     /// What to do about unknown fields.
     pub field_validation: FieldValidation,

@@ -189,44 +189,19 @@ impl Status {
         )
     }
 
-    /// Another manager owns fields of a server-side apply.
-    ///
-    /// `conflicts` are pairs of manager (as it is shown) and field path with a leading dot.
+    /// Other managers own fields of a server-side apply: pairs of manager, as it
+    /// is shown, and field path with a leading dot.
     #[must_use]
-    pub fn apply_conflict(conflicts: &[(String, String)]) -> Self {
-        let n = conflicts.len();
-        let mut managers: Vec<&str> = Vec::new();
-        for (manager, _) in conflicts {
-            if !managers.contains(&manager.as_str()) {
-                managers.push(manager);
-            }
-        }
-        let mut message =
-            format!("Apply failed with {n} conflict{}: ", if n == 1 { "" } else { "s" });
-        if let [(manager, field)] = conflicts {
-            message.push_str(&format!("conflict with {manager}: {field}"));
-        } else {
-            message.push_str("conflicts with ");
-            for (at, manager) in managers.iter().enumerate() {
-                if at > 0 {
-                    message.push_str("conflicts with ");
-                }
-                message.push_str(&format!("{manager}:"));
-                for (_, field) in conflicts.iter().filter(|(m, _)| m == manager) {
-                    message.push_str(&format!("\n- {field}"));
-                }
-                if at + 1 < managers.len() {
-                    message.push('\n');
-                }
-            }
-        }
+    pub fn apply_conflict<'a>(
+        message: String,
+        conflicts: impl Iterator<Item = (&'a str, &'a str)>,
+    ) -> Self {
         let mut status = Self::new(Reason::Conflict, message);
         status.causes = conflicts
-            .iter()
             .map(|(manager, field)| Cause {
                 reason: "FieldManagerConflict".to_owned(),
                 message: format!("conflict with {manager}"),
-                field: field.clone(),
+                field: field.to_owned(),
             })
             .collect();
         status
@@ -553,25 +528,5 @@ mod tests {
              Required value]"
         );
         assert_eq!(two.to_json()["details"]["causes"][1]["field"], "spec.containers");
-    }
-
-    #[test]
-    fn apply_conflicts_name_managers_and_fields() {
-        let pair = |manager: &str, field: &str| (manager.to_owned(), field.to_owned());
-        assert_eq!(
-            Status::apply_conflict(&[pair("\"kubectl\"", ".spec.replicas")]).message,
-            "Apply failed with 1 conflict: conflict with \"kubectl\": .spec.replicas"
-        );
-        let many = Status::apply_conflict(&[
-            pair("\"a\"", ".spec.replicas"),
-            pair("\"a\"", ".spec.paused"),
-            pair("\"b\"", ".data.x"),
-        ]);
-        assert_eq!(
-            many.message,
-            "Apply failed with 3 conflicts: conflicts with \"a\":\n- .spec.replicas\n- \
-             .spec.paused\nconflicts with \"b\":\n- .data.x"
-        );
-        assert_eq!(many.causes.len(), 3);
     }
 }

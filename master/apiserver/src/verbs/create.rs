@@ -107,8 +107,11 @@ impl Api {
         let mut warnings = warnings.to_vec();
         warnings.extend(validate::create(resource, &object).map_err(Conflict::Other)?);
         admission::admit_node(who, target, None, &object).map_err(Conflict::Other)?;
-        if !tracked {
-            managed::track_create(target, &mut object, &manager(who, options));
+        if !tracked && options.field_manager.is_empty() {
+            object::metadata_mut(&mut object).shift_remove("managedFields");
+        } else if !tracked {
+            let manager = manager(who, options);
+            managed::track_create(target, &mut object, &manager).map_err(Conflict::Other)?;
         }
 
         let name = object::meta(&object, "name").to_owned();

@@ -141,8 +141,12 @@ impl Api {
         strategy::prepare_for_update(resource, subresource, old, &mut new);
         admission::admit_node(who, target, Some(old), &new)?;
         warnings.extend(validate::update(resource, subresource, &new, old)?);
-        if !tracked {
-            managed::track_update(target, old, &mut new, &manager(who, options));
+        let has_managers = object::at(old, &["metadata", "managedFields"]).is_some();
+        let unnamed = options.field_manager.is_empty();
+        if !tracked && unnamed && (subresource.is_some() || !has_managers) {
+            managed::keep(old, &mut new);
+        } else if !tracked {
+            managed::track_update(target, old, &mut new, &manager(who, options))?;
         }
         let revision = old["metadata"]["resourceVersion"].clone();
         object::metadata_mut(&mut new).insert("resourceVersion".to_owned(), revision);

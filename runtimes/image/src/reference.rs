@@ -174,7 +174,7 @@ mod tests {
         check("../../etc/passwd", "not a host name");
         check("a/../b", "lower-case");
         check("nginx:", "its tag");
-        check("nginx:a/b", "lower-case");
+        check("nginx:a/b", "not a host name");
         check("nginx@sha256:12", "its digest");
         check("host:0/a", "not a host name");
         check("host:x/a", "not a host name");

@@ -226,7 +226,10 @@ impl Registry {
     }
 
     /// Fetches a small blob into memory, verified.
-    pub(crate) async fn blob_bytes(
+    ///
+    /// # Errors
+    /// See [`ImageError`].
+    pub async fn blob_bytes(
         &self,
         image: &Reference,
         digest: Digest,

@@ -282,9 +282,12 @@ impl Meta {
     fn disk(&self) -> impl FnOnce(Errno) -> UnpackError + '_ {
         |error| match error {
             // The layer's own fault.
-            Errno::NAMETOOLONG | Errno::LOOP | Errno::NOTDIR | Errno::XDEV | Errno::ISDIR => {
-                self.bad(io::Error::from(error).to_string())
-            }
+            Errno::NAMETOOLONG
+            | Errno::LOOP
+            | Errno::NOENT
+            | Errno::NOTDIR
+            | Errno::XDEV
+            | Errno::ISDIR => self.bad(io::Error::from(error).to_string()),
             error => UnpackError::Disk { path: self.path.clone(), source: error.into() },
         }
     }
@@ -345,18 +348,16 @@ impl Unpacker {
                 if target == meta.path {
                     return Err(meta.bad("a hard link to itself"));
                 }
-                let folder = self.folder(target.parent().unwrap_or(Path::new("")));
-                let folder = folder.map_err(meta.disk())?;
+                let failed = |error: Errno| {
+                    let error = io::Error::from(error);
+                    meta.bad(format!("a hard link to {}: {error}", target.display()))
+                };
+                let folder = self.open_folder(target.parent().unwrap_or(Path::new("")));
+                let folder = folder.map_err(failed)?;
                 self.clear(&meta, &parent, &name)?;
                 // Without AT_SYMLINK_FOLLOW: a link to a link is a link to the link.
                 rustix::fs::linkat(&folder, target_name, &parent, &name, AtFlags::empty())
-                    .map_err(|error| {
-                        meta.bad(format!(
-                            "a hard link to {}: {}",
-                            target.display(),
-                            io::Error::from(error)
-                        ))
-                    })?;
+                    .map_err(failed)?;
             }
             tar::EntryType::Fifo => {
                 self.clear(&meta, &parent, &name)?;
@@ -381,27 +382,29 @@ impl Unpacker {
         Ok(())
     }
 
+    /// Opens a folder inside the root.
+    fn open_folder(&self, path: &Path) -> Result<OwnedFd, Errno> {
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::openat2(&self.root, path, flags, Mode::empty(), IN_ROOT)
+    }
+
     /// Opens a folder inside the root, making it and those above it if need be.
     fn folder(&self, path: &Path) -> Result<OwnedFd, Errno> {
-        let open = |path: &Path| {
-            let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            rustix::fs::openat2(&self.root, path, flags, Mode::empty(), IN_ROOT)
-        };
-        match open(path) {
+        match self.open_folder(path) {
             Err(Errno::NOENT) => {}
             result => return result,
         }
         let mut reached = PathBuf::new();
         for part in path.components() {
-            let parent = open(&reached)?;
+            let parent = self.open_folder(&reached)?;
             reached.push(part);
             match rustix::fs::mkdirat(&parent, part.as_os_str(), 0o755.into()) {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(error) => return Err(error),
             }
         }
-        open(path)
+        self.open_folder(path)
     }
 
     fn whiteout(
@@ -439,8 +442,8 @@ impl Unpacker {
     }
 
     fn directory(&mut self, meta: Meta, parent: &OwnedFd, name: &OsStr) -> Result<(), UnpackError> {
-        let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW);
-        let is_there = match stat {
+        let was_whiteout = self.whiteouts.contains(&meta.path);
+        let is_there = match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => {
                 let is_folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
                 if !is_folder {
@@ -454,7 +457,7 @@ impl Unpacker {
         if !is_there {
             rustix::fs::mkdirat(parent, name, 0o755.into()).map_err(meta.disk())?;
         }
-        if self.whiteouts.remove(&meta.path) {
+        if was_whiteout {
             let folder = self.folder(&meta.path).map_err(meta.disk())?;
             set_xattr(folder.as_fd(), OPAQUE, b"y").map_err(meta.disk())?;
         }

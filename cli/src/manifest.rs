@@ -309,7 +309,14 @@ mod tests {
             "apiVersion: v1\nkind: A\nmetadata: {name: one}\n---\napiVersion: v1\nkind: [B\n---\n\
              just text\n---\nkind: A\n---\napiVersion: v1\nkind: A\nmetadata: {generateName: a-}\n\
              ---\na: 1\na: 2\n",
-            expect![[r#""#]],
+            expect![[r#"
+                a.yaml, document 1 (line 1): A "one"
+                error: a.yaml, document 2 (line 4): line 6: cannot read YAML: unclosed bracket '[' at line 3, column 7
+                error: a.yaml, document 3 (line 7): not an object: it needs apiVersion, kind and metadata
+                error: a.yaml, document 4 (line 9): apiVersion is missing
+                error: a.yaml, document 5 (line 11): A: generateName cannot be applied: give it a name
+                error: a.yaml, document 6 (line 15): line 17: cannot read YAML: duplicate mapping key: a, set DuplicateKeyPolicy in Options if acceptable at line 3, column 1
+            "#]],
         );
     }
 

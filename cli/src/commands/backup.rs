@@ -220,7 +220,7 @@ mod tests {
     async fn archive(dir: &Path) -> Vec<u8> {
         let store = LmdbStore::open(&dir.join("original"), Config::default()).unwrap();
         let value = br#"{"kind":"Pod","metadata":{"name":"a","resourceVersion":"1"}}"#;
-        let write = StoreWrite::put("/core/pods/a/b", Bytes::from_static(value), Expect::Absent);
+        let write = StoreWrite::put("/core/pods/a/b", Expect::Absent, Bytes::from_static(value));
         store.write(vec![write]).await.unwrap();
         let mut writer = Writer::new(Vec::new()).unwrap();
         for (name, content) in [("pki/ca.crt", "the CA"), ("pki/ca.key", "its key")] {

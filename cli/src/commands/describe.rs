@@ -261,7 +261,45 @@ mod tests {
                         "finishedAt": "2026-11-23T07:59:30Z"}}}]},
         });
         let context = Context { events: vec![event("BackOff", "restarting")], pods: Vec::new() };
-        check(&pod, &context, expect![[r#""#]]);
+        check(&pod, &context, expect![[r#"
+            Name:            web-1
+            Namespace:       shop
+            Labels:          a=b
+                             app=web
+            Annotations:     <none>
+            Created:         2026-11-23T07:50:00Z (10m ago)
+            Controlled By:   ReplicaSet/web
+            Node:            pi-1/10.0.0.7
+            Status:          Pending
+            IP:              10.42.0.9
+            Containers:
+              app:
+                Image:          registry/app:1
+                Command:        run
+                                --fast
+                Ports:          8080/TCP
+                State:          Waiting, CrashLoopBackOff: back-off 40s
+                Last State:     Terminated, exit code 1, Error, 30s ago
+                Ready:          False
+                Restart Count:  4
+                Limits:         memory: 64Mi
+                Requests:       cpu: 10m
+                Environment:    MODE: x
+                                KEY: <key k of secret s>
+                Mounts:         /etc/app from config (ro)
+            Volumes:
+              config:  configMap app
+            Node Selectors:  arch=arm64
+            Tolerations:     <none>
+            Conditions:
+              Type   Status  Since  Reason              Message
+              ----   ------  -----  ------              -------
+              Ready  False   5m     ContainersNotReady
+            Events:
+              Type     Reason   Age                From       Message
+              ----     ------   ---                ----       -------
+              Warning  BackOff  60s (x3 over 10m)  scheduler  restarting
+        "#]]);
     }
 
     #[test]
@@ -285,7 +323,40 @@ mod tests {
                    "status": {"phase": phase}})
         };
         let pods = vec![pod("web-1", "Running"), pod("old", "Succeeded")];
-        check(&node, &Context { events: Vec::new(), pods }, expect![[r#""#]]);
+        check(&node, &Context { events: Vec::new(), pods }, expect![[r#"
+            Name:           pi-1
+            Labels:         <none>
+            Annotations:    <none>
+            Created:        2026-11-23T07:00:00Z (60m ago)
+            Taints:         node.kubernetes.io/unschedulable:NoSchedule
+            Unschedulable:  true
+            Pod CIDR:       10.42.0.0/24
+            Conditions:
+              Type   Status  Since  Reason      Message
+              ----   ------  -----  ------      -------
+              Ready  True           AgentReady
+            Addresses:      InternalIP: 10.0.0.7
+            Capacity:       cpu: 4
+                            memory: 1Gi
+            Allocatable:    cpu: 3900m
+                            memory: 900Mi
+            System Info:
+              architecture:             arm64
+              osImage:                  Debian
+              kernelVersion:            6.12
+              kubeletVersion:           v0.1.0
+              containerRuntimeVersion:  pinnace://0.1.0
+            Pods (1 in total):
+              Namespace  Name   CPU Requests  CPU Limits  Memory Requests  Memory Limits  Age
+              ---------  ----   ------------  ----------  ---------------  -------------  ---
+              shop       web-1  100m          0           64Mi             1Gi            10m
+            Allocated:
+              Resource  Requests   Limits
+              --------  --------   ------
+              cpu       100m (2%)  0 (0%)
+              memory    64Mi (7%)  1Gi (113%)
+            Events:         <none>
+        "#]]);
     }
 
     #[test]
@@ -299,7 +370,27 @@ mod tests {
                     "spec": {"containers": [{"name": "app", "image": "x"}]}}},
             "status": {"replicas": 2, "updatedReplicas": 2, "availableReplicas": 1, "readyReplicas": 1},
         });
-        check(&deployment, &Context::default(), expect![[r#""#]]);
+        check(&deployment, &Context::default(), expect![[r#"
+            Name:         web
+            Namespace:    shop
+            Labels:       <none>
+            Annotations:  <none>
+            Created:      2026-11-23T07:00:00Z (60m ago)
+            Selector:     app=web
+            Replicas:     2 desired | 2 updated | 2 total | 1 available | 1 unavailable
+            Strategy:     RollingUpdate, 1 max unavailable, 25% max surge
+            Pod Template:
+              Labels:          app=web
+              Containers:
+                app:
+                  Image:        x
+                  Environment:  <none>
+                  Mounts:       <none>
+              Volumes:         <none>
+              Node Selectors:  <none>
+              Tolerations:     <none>
+            Events:       <none>
+        "#]]);
     }
 
     #[test]
@@ -309,7 +400,17 @@ mod tests {
             "metadata": {"name": "s", "namespace": "d", "creationTimestamp": "2026-11-23T07:00:00Z"},
             "data": {"password": "aHVudGVyMg=="},
         });
-        check(&secret, &Context::default(), expect![[r#""#]]);
+        check(&secret, &Context::default(), expect![[r#"
+            Name:         s
+            Namespace:    d
+            Labels:       <none>
+            Annotations:  <none>
+            Created:      2026-11-23T07:00:00Z (60m ago)
+            Type:         Opaque
+            Data:
+              password:  7 bytes
+            Events:       <none>
+        "#]]);
     }
 
     #[test]
@@ -318,12 +419,39 @@ mod tests {
             "kind": "ConfigMap", "metadata": {"name": "c", "creationTimestamp": "x"},
             "data": {"a": "one", "script": "line 1\nline 2\u{1b}[2J\n"}, "binaryData": {"b": "AAAA"},
         });
-        check(&map, &Context::default(), expect![[r#""#]]);
+        check(&map, &Context::default(), expect![[r#"
+            Name:         c
+            Labels:       <none>
+            Annotations:  <none>
+            Created:      x (<unknown> ago)
+            Data:
+              a:       one
+              script:  line 1
+                       line 2^[[2J
+              b:       3 bytes
+            Events:       <none>
+        "#]]);
         let lease = json!({
             "kind": "Lease", "apiVersion": "coordination.k8s.io/v1",
             "metadata": {"name": "l", "creationTimestamp": "2026-11-23T07:00:00Z"},
             "spec": {"holderIdentity": "pi-1", "leaseDurationSeconds": 40, "list": [{"a": 1}, "x"], "none": {}},
         });
-        check(&lease, &Context::default(), expect![[r#""#]]);
+        check(&lease, &Context::default(), expect![[r#"
+            Name:         l
+            Labels:       <none>
+            Annotations:  <none>
+            Created:      2026-11-23T07:00:00Z (60m ago)
+            Kind:         Lease
+            Api Version:  coordination.k8s.io/v1
+            Spec:
+              Holder Identity:         pi-1
+              Lease Duration Seconds:  40
+              List:
+                0:
+                  A:  1
+                1:  x
+              None:                    <none>
+            Events:       <none>
+        "#]]);
     }
 }

@@ -6,7 +6,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::Path;
 
-use wire::node::{NodeInfoV1, WasmTargetV1};
+use wire::node::NodeInfoV1;
 
 use crate::config::Folders;
 use crate::volumes::is_tmpfs;
@@ -16,17 +16,6 @@ const PODS_MAX: u32 = 110;
 
 /// Something that is missing or wrong: condition and message with the way out.
 pub type Finding = (String, String);
-
-/// What WASM code this node maps; `None` where it cannot.
-#[must_use]
-pub fn wasm_target() -> Option<WasmTargetV1> {
-    let target = wasm::engine::local_target()?;
-    Some(WasmTargetV1 {
-        engine: wasm::engine::ENGINE_VERSION.to_owned(),
-        target: target.to_owned(),
-        profile: wasm::engine::PROFILE,
-    })
-}
 
 /// Reads what the node is.
 ///
@@ -50,7 +39,7 @@ pub fn read(folders: &Folders, labels: Vec<(String, String)>) -> io::Result<Node
         disk_bytes: disk_bytes(&folders.state),
         pods_max: PODS_MAX,
         oci: has_overlay(),
-        wasm: wasm_target(),
+        wasm: wasm::engine::local(),
         board: String::new(),
         findings: findings(folders),
         labels,

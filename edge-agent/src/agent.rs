@@ -1,0 +1,256 @@
+//! The agent as a whole: builds the parts, starts them, stops them in order.
+//!
+//! ```text
+//!  Folders, locks ─► recover ─► Owner ◄──sets──  link ◄─► master
+//!                                 │ ──news──►
+//!                                 └─ workers ─► Hooks ─► runtime, images, network, volumes
+//! ```
+//!
+//! Pods do not end with the agent.
+
+use std::io;
+use std::net::ToSocketAddrs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use runtime::{BoxFuture, Runtime, ShimCommand, ShimRuntime};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use wire::node::NodeInfoV1;
+use wire::set::NodeConfigV1;
+
+use crate::artifacts::{Artifacts, Connection, Dial};
+use crate::clock::Clock;
+use crate::config::{Folders, FoldersError};
+use crate::env::Facts;
+use crate::hooks::{Hooks, chain};
+use crate::identity::{Identity, IdentityError};
+use crate::link::{self, Dialer, LinkHandle, MqttLink};
+use crate::network::{Cidr, Network};
+use crate::node::Node;
+use crate::pods::owner::{Configure, News, Owner};
+use crate::registries::{Registries, RegistrySettings};
+use crate::results::Results;
+use crate::streams::Streams;
+use crate::{nodeinfo, recover};
+
+/// How long the parts may take to stop.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
+/// How often the board is looked at for what is missing.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// News of the pods that wait for the link.
+const NEWS_MAX: usize = 64;
+
+/// How an agent runs.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What must survive power loss.
+    pub state_dir: PathBuf,
+    /// What is on tmpfs.
+    pub run_dir: PathBuf,
+    /// The name the node must have, if that is to be checked.
+    pub node_name: Option<String>,
+    /// How registries are reached.
+    pub registries: RegistrySettings,
+}
+
+/// Why an agent does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The folders cannot be used.
+    #[error(transparent)]
+    Folders(#[from] FoldersError),
+    /// The board has not joined, or its identity is damaged.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// Another name than the one it joined under.
+    #[error(
+        "this board joined as {joined}, not as {asked}: leave --node-name out, or join again in another --state-dir"
+    )]
+    Name {
+        /// The name in the certificate.
+        joined: String,
+        /// The name that was asked for.
+        asked: String,
+    },
+    /// A part cannot start.
+    #[error("cannot {operation}")]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The identity cannot be used for TLS.
+    #[error(transparent)]
+    Tls(#[from] link::tls::TlsError),
+    /// The image store cannot be opened, or a CA file not be read.
+    #[error(transparent)]
+    Registries(#[from] crate::registries::RegistriesError),
+}
+
+fn io_error(operation: &'static str) -> impl FnOnce(io::Error) -> AgentError {
+    move |source| AgentError::Io { operation, source }
+}
+
+impl Dial for Dialer {
+    fn dial(&self, alpn: &'static [u8]) -> BoxFuture<'_, io::Result<Box<dyn Connection>>> {
+        Box::pin(async move {
+            match Self::dial(self, alpn).await {
+                Ok(stream) => Ok(Box::new(stream) as Box<dyn Connection>),
+                Err(error) => Err(io::Error::other(chain(&error))),
+            }
+        })
+    }
+}
+
+/// Runs the agent until `stop`. Its pods go on.
+///
+/// # Errors
+/// It cannot start.
+pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), AgentError> {
+    let (folders, locks) = Folders::open(&settings.state_dir, &settings.run_dir)?;
+    let identity = Arc::new(Identity::load(&folders.state)?);
+    if let Some(asked) = settings.node_name.filter(|asked| *asked != identity.node) {
+        return Err(AgentError::Name { joined: identity.node.clone(), asked });
+    }
+    recover::check_boot(&folders).map_err(io_error("empty the run folder of the last boot"))?;
+    let info = nodeinfo::read(&folders, identity.labels.clone())
+        .map_err(io_error("give the machine an id"))?;
+    for (condition, message) in &info.findings {
+        tracing::warn!(condition, "{message}");
+    }
+
+    let runtime = ShimRuntime::open(&folders.run, ShimCommand::default())
+        .map_err(io_error("take over the containers"))?;
+    let network = Arc::new(Network::new(&folders.tag()));
+    let dialer: Arc<dyn Dial> = Arc::new(Dialer::new(Arc::clone(&identity)));
+    let artifacts =
+        Artifacts::new(folders.state.join("artifacts"), info.wasm.clone(), Arc::clone(&dialer));
+    artifacts.set_key(identity.artifact_key);
+    let images = Registries::open(&folders.state.join("images"), settings.registries, artifacts)?;
+    let results = Results::open(&folders.state.join("results"))
+        .map_err(io_error("open the folder of results"))?;
+    let facts = facts(&identity, &info);
+    let hooks = Arc::new(Hooks::new(
+        folders.clone(),
+        Arc::new(runtime) as Arc<dyn Runtime>,
+        Arc::new(images),
+        Arc::clone(&network) as Arc<_>,
+        results,
+        facts,
+    ));
+
+    let set = recover::load_set(&folders);
+    let found = recover::find(&hooks, set.as_deref(), crate::clock::system());
+    recover::adopt_addresses(&hooks, &network, &found);
+    let tasks = TaskTracker::new();
+    if set.is_some() {
+        let known: Vec<wire::Uid> = found.iter().map(|pod| pod.desired.pod.uid).collect();
+        // Before any pod starts: what is cleared away must not be new.
+        recover::clear_strays(&hooks, &network, &known).await;
+    }
+
+    let node = Node::new(*uuid::Uuid::new_v4().as_bytes(), set.clone(), info.clone());
+    let (link, outputs, driver) = link::drive(MqttLink::new(&identity)?, node, stop.clone());
+    let (news_sender, news) = mpsc::channel(NEWS_MAX);
+    let configure = configure(&network, identity.artifact_key);
+    let (owner, board) =
+        Owner::new(Arc::clone(&hooks), Clock::System, set, news_sender, configure);
+    let streams =
+        Streams { logs: folders.state.join("logs"), board, dial: Arc::clone(&dialer) };
+    tasks.spawn(driver);
+    tasks.spawn(pass_on(news, link.clone()));
+    tasks.spawn(until(stop.clone(), streams.run(outputs.commands)));
+    tasks.spawn(until(stop.clone(), look(folders.clone(), network, link, info)));
+    tasks.spawn(owner.run(found, outputs.sets, stop.clone()));
+    tasks.close();
+    tracing::info!(node = identity.node, state_dir = %folders.state.display(), "ready");
+
+    stop.cancelled().await;
+    if tokio::time::timeout(SHUTDOWN_GRACE, tasks.wait()).await.is_err() {
+        tracing::warn!(n_tasks = tasks.len(), "some parts did not stop in time");
+    }
+    // The last thing: the next agent may come in.
+    drop(locks);
+    Ok(())
+}
+
+fn facts(identity: &Identity, info: &NodeInfoV1) -> Facts {
+    let endpoint = identity
+        .endpoints
+        .iter()
+        // Names are looked up by the link; here a literal address is enough.
+        .filter(|text| text.starts_with(|c: char| c.is_ascii_digit() || c == '['))
+        .find_map(|text| text.to_socket_addrs().ok()?.next());
+    Facts {
+        node_name: identity.node.clone(),
+        host_ip: nodeinfo::address_towards(endpoint).map(|ip| ip.to_string()).unwrap_or_default(),
+        pod_ip: String::new(),
+        cpu_millis: info.cpu_millis,
+        memory_bytes: info.memory_bytes,
+    }
+}
+
+fn configure(network: &Arc<Network>, pinned_key: [u8; 32]) -> Configure {
+    let network = Arc::clone(network);
+    Box::new(move |config: &NodeConfigV1| {
+        match config.pod_cidr.parse::<Cidr>() {
+            Ok(cidr) => network.set_cidr(Some(cidr)),
+            Err(error) => tracing::error!(%error, "pods get no address"),
+        }
+        if config.artifact_key != pinned_key {
+            tracing::warn!(
+                "the master names another artifact key than the one this node joined with; \
+                 modules signed by it are refused: join again if the master was replaced"
+            );
+        }
+    })
+}
+
+/// Passes on to the link what the pods say.
+async fn pass_on(mut news: mpsc::Receiver<News>, link: LinkHandle) {
+    while let Some(news) = news.recv().await {
+        match news {
+            News::Applied(epoch, revision) => link.applied(epoch, revision).await,
+            News::Statuses(statuses) => link.statuses_changed(statuses).await,
+            News::Event(event) => link.event(event),
+            News::Running(running) => link.running(running).await,
+        }
+    }
+}
+
+/// Looks again and again at what the board lacks, and says when that changes.
+async fn look(
+    folders: Folders,
+    network: Arc<Network>,
+    link: LinkHandle,
+    mut info: NodeInfoV1,
+) {
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let folders = folders.clone();
+        let mut findings = tokio::task::spawn_blocking(move || nodeinfo::findings(&folders))
+            .await
+            .expect("looking does not panic");
+        if let Some(error) = network.masquerade_error()
+            && !findings.iter().any(|(condition, _)| condition == "PodEgress")
+        {
+            findings.push(("PodEgress".to_owned(), error));
+        }
+        if findings != info.findings {
+            info.findings = findings;
+            link.info_changed(info.clone()).await;
+        }
+    }
+}
+
+async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = work => {}
+    }
+}

@@ -38,9 +38,6 @@ pub(crate) enum LowerError {
     /// The uid is not one.
     #[error("metadata.uid: {0:?} is not a UUID")]
     Uid(String),
-    /// A volume of a kind that nodes do not have.
-    #[error("spec.volumes[{0}]: a kind of volume that nodes do not have yet")]
-    Volume(String),
     /// An environment variable from a source that nodes do not have.
     #[error("spec.containers[{container}].env[{name}]: a source that nodes do not have yet")]
     Env {
@@ -69,11 +66,8 @@ pub(crate) fn pod(object: &Value) -> Result<LoweredPod, LowerError> {
     let records = ImageRecords::of(object);
     let mut sources = BTreeSet::new();
     let spec = &read.spec;
-    let volumes = spec
-        .volumes
-        .iter()
-        .map(|volume| lower_volume(volume, &mut sources))
-        .collect::<Result<_, _>>()?;
+    let volumes =
+        spec.volumes.iter().map(|volume| lower_volume(volume, &mut sources)).collect();
     let containers = spec
         .containers
         .iter()
@@ -181,10 +175,7 @@ fn hostname(pod: &PodView) -> String {
     name.trim_end_matches(['-', '.']).to_owned()
 }
 
-fn lower_volume(
-    volume: &Volume,
-    sources: &mut BTreeSet<SourceV1>,
-) -> Result<VolumeV1, LowerError> {
+fn lower_volume(volume: &Volume, sources: &mut BTreeSet<SourceV1>) -> VolumeV1 {
     let mut keys = |source: SourceV1, items: &[KeyToPath], mode: Option<u32>, optional: bool| {
         sources.insert(source.clone());
         VolumeSourceV1::Keys {
@@ -214,9 +205,10 @@ fn lower_volume(
             limit_bytes: u64::try_from(limit).unwrap_or(0),
         }
     } else {
-        return Err(LowerError::Volume(volume.name.clone()));
+        // A kind that nodes do not have yet: admission has warned that it stays empty.
+        VolumeSourceV1::EmptyDir { memory: false, limit_bytes: 0 }
     };
-    Ok(VolumeV1 { name: volume.name.clone(), source })
+    VolumeV1 { name: volume.name.clone(), source }
 }
 
 fn lower_container(
@@ -480,9 +472,6 @@ mod tests {
 
     #[test]
     fn what_a_node_cannot_express_is_an_error() {
-        let mut object = manifest();
-        object["spec"]["volumes"][0] = json!({"name": "v", "hostPath": {"path": "/"}});
-        assert_eq!(pod(&object), Err(LowerError::Volume("v".to_owned())));
         let mut object = manifest();
         object["metadata"]["uid"] = json!("x");
         assert_eq!(pod(&object), Err(LowerError::Uid("x".to_owned())));

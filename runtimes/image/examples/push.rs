@@ -77,6 +77,11 @@ fn oci(args: &[String]) -> Result<Built, Box<dyn std::error::Error>> {
         }
         entries.push(Entry::file(to, 0o755, std::fs::read(from)?));
     }
-    let image = OciImage { layers: vec![entries], command, ..OciImage::default() };
+    let image = OciImage {
+        layers: vec![entries],
+        cmd: command,
+        env: vec!["PATH=/bin".to_owned()],
+        ..OciImage::default()
+    };
     Ok(Built::oci(&image))
 }

@@ -152,12 +152,11 @@ impl Manifests {
                 Ok(Value::Null) => {}
                 Ok(object) => self.add_object(place, object),
                 Err(error) => {
-                    let at =
-                        error.location().map(|at| u64::try_from(line).unwrap_or(1) - 1 + at.line());
-                    let problem = error.without_snippet().to_string();
-                    let problem = problem.lines().next().unwrap_or_default().to_owned();
-                    let at = at.map(|line| format!("line {line}: ")).unwrap_or_default();
-                    self.failures.push(anyhow!("{place}: {at}cannot read YAML: {problem}"));
+                    let at = error.location().map_or(1, |at| at.line());
+                    let line = line + usize::try_from(at).unwrap_or(1).saturating_sub(1);
+                    let problem = yaml_problem(&error.without_snippet().to_string());
+                    let problem = format!("line {line}: cannot read YAML: {problem}");
+                    self.failures.push(anyhow!("{place}: {problem}"));
                 }
             }
         }
@@ -217,6 +216,13 @@ impl Manifests {
         }
         self.documents.push(Document { place, object });
     }
+}
+
+/// What a parser says, without its own idea of the place and of its settings.
+fn yaml_problem(said: &str) -> String {
+    let line = said.lines().next().unwrap_or_default();
+    let line = line.split(" at line ").next().unwrap_or_default();
+    line.split(", set DuplicateKeyPolicy").next().unwrap_or_default().to_owned()
 }
 
 /// The documents of a YAML text with the line each begins on.
@@ -311,11 +317,11 @@ mod tests {
              ---\na: 1\na: 2\n",
             expect![[r#"
                 a.yaml, document 1 (line 1): A "one"
-                error: a.yaml, document 2 (line 4): line 6: cannot read YAML: unclosed bracket '[' at line 3, column 7
+                error: a.yaml, document 2 (line 4): line 6: cannot read YAML: unclosed bracket '['
                 error: a.yaml, document 3 (line 7): not an object: it needs apiVersion, kind and metadata
                 error: a.yaml, document 4 (line 9): apiVersion is missing
                 error: a.yaml, document 5 (line 11): A: generateName cannot be applied: give it a name
-                error: a.yaml, document 6 (line 15): line 17: cannot read YAML: duplicate mapping key: a, set DuplicateKeyPolicy in Options if acceptable at line 3, column 1
+                error: a.yaml, document 6 (line 15): line 17: cannot read YAML: duplicate mapping key: a
             "#]],
         );
     }

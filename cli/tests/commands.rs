@@ -150,20 +150,69 @@ metadata: {name: shop}
 async fn manifests_are_applied_changed_and_deleted() {
     let cluster = Cluster::start().await;
     cluster.file("hello.yaml", MANIFEST);
-    cluster.check("apply -f hello.yaml --dry-run", expect![[r#""#]]).await;
-    cluster.check("apply -f hello.yaml", expect![[r#""#]]).await;
-    cluster.check("apply -f hello.yaml", expect![[r#""#]]).await;
+    cluster.check("apply -f hello.yaml --dry-run", expect![[r#"
+        namespace/shop created (server dry run)
+        configmap/settings not checked: namespace shop does not exist yet (server dry run)
+        deployment.apps/web not checked: namespace shop does not exist yet (server dry run)
+        exit 0
+    "#]]).await;
+    cluster.check("apply -f hello.yaml", expect![[r#"
+        namespace/shop created
+        configmap/settings created
+        deployment.apps/web created
+        exit 0
+    "#]]).await;
+    cluster.check("apply -f hello.yaml", expect![[r#"
+        namespace/shop unchanged
+        configmap/settings unchanged
+        deployment.apps/web unchanged
+        exit 0
+    "#]]).await;
     cluster.file("hello.yaml", &MANIFEST.replace("mode: fast", "mode: slow"));
-    cluster.check("apply -f hello.yaml --dry-run", expect![[r#""#]]).await;
-    cluster.check("apply -f hello.yaml", expect![[r#""#]]).await;
-    cluster.check("get cm/settings -n shop -o jsonpath={.data.mode}", expect![[r#""#]]).await;
-    cluster.check("scale deploy/web --replicas=3 -n shop", expect![[r#""#]]).await;
-    cluster.check("get deploy -n shop -o jsonpath={.items[*].spec.replicas}", expect![[r#""#]]).await;
+    cluster.check("apply -f hello.yaml --dry-run", expect![[r#"
+        namespace/shop unchanged (server dry run)
+        configmap/settings configured (server dry run)
+        deployment.apps/web unchanged (server dry run)
+        exit 0
+    "#]]).await;
+    cluster.check("apply -f hello.yaml", expect![[r#"
+        namespace/shop unchanged
+        configmap/settings configured
+        deployment.apps/web unchanged
+        exit 0
+    "#]]).await;
+    cluster.check("get cm/settings -n shop -o jsonpath={.data.mode}", expect![[r#"
+        slowexit 0
+    "#]]).await;
+    cluster.check("scale deploy/web --replicas=3 -n shop", expect![[r#"
+        deployment.apps/web scaled
+        exit 0
+    "#]]).await;
+    cluster.check("get deploy -n shop -o jsonpath={.items[*].spec.replicas}", expect![[r#"
+        3exit 0
+    "#]]).await;
     // What somebody else set is taken over only on request.
-    cluster.check("apply -f hello.yaml", expect![[r#""#]]).await;
-    cluster.check("apply -f hello.yaml --force-conflicts", expect![[r#""#]]).await;
-    cluster.check("delete cm settings nothing -n shop", expect![[r#""#]]).await;
-    cluster.check("delete pods -n shop", expect![[r#""#]]).await;
+    cluster.check("apply -f hello.yaml", expect![[r#"
+        namespace/shop unchanged
+        configmap/settings unchanged
+        error: hello.yaml, document 1 (line 1): deployment.apps/web: Apply failed with 1 conflict: conflict with "pinnace" with subresource "scale" using apps/v1: .spec.replicas: leave these fields out, or take them over with --force-conflicts
+        exit 1
+    "#]]).await;
+    cluster.check("apply -f hello.yaml --force-conflicts", expect![[r#"
+        namespace/shop unchanged
+        configmap/settings unchanged
+        deployment.apps/web configured
+        exit 0
+    "#]]).await;
+    cluster.check("delete cm settings nothing -n shop", expect![[r#"
+        configmap "settings" deleted from shop namespace
+        error: configmaps "nothing" not found
+        exit 1
+    "#]]).await;
+    cluster.check("delete pods -n shop", expect![[r#"
+        error: pods: name the objects, or choose them with -l or --all
+        exit 1
+    "#]]).await;
 }
 
 #[tokio::test]
@@ -181,11 +230,27 @@ async fn a_manifest_with_mistakes_stops_nothing_else() {
          \"spec\":{\"replicas\":-1,\"selector\":{\"matchLabels\":{\"a\":\"b\"}},\"template\":{}}}\n\
          {\"apiVersion\":\"v1\",\"kind\":\"Frob\",\"metadata\":{\"name\":\"c\"}}",
     );
-    cluster.check("apply -f all", expect![[r#""#]]).await;
-    cluster.check("apply -f missing.yaml", expect![[r#""#]]).await;
-    cluster.check("apply -f https://example.org/a.yaml", expect![[r#""#]]).await;
+    cluster.check("apply -f all", expect![[r#"
+        configmap/good created
+        error: all/a.yaml, document 3 (line 9): line 10: cannot read YAML: unclosed bracket '['
+        error: all/a.yaml, document 1 (line 1): configmap/a: ConfigMap in version "v1" cannot be handled as a ConfigMap: strict decoding error: unknown field "datta"
+        error: all/b.json, document 1 (line 1): deployment.apps/b: Deployment.apps "b" is invalid: [spec.replicas: Invalid value: -1: must be greater than or equal to 0, spec.template.metadata.labels: Invalid value: {}: `selector` does not match template `labels`, spec.template.spec.containers: Required value, spec.template.spec.restartPolicy: Required value, spec.template.spec.dnsPolicy: Required value]
+        error: all/b.json, document 2 (line 2): no kind "Frob" in "v1" is served here
+        exit 1
+    "#]]).await;
+    cluster.check("apply -f missing.yaml", expect![[r#"
+        error: cannot read missing.yaml: No such file or directory (os error 2)
+        exit 1
+    "#]]).await;
+    cluster.check("apply -f https://example.org/a.yaml", expect![[r#"
+        error: https://example.org/a.yaml: fetch it first, and check it: curl -fsS https://example.org/a.yaml | pinnace apply -f -
+        exit 1
+    "#]]).await;
     cluster.file("other.yaml", "apiVersion: v1\nkind: Secret\nmetadata: {name: s, namespace: x}\n");
-    cluster.check("apply -f other.yaml -n y", expect![[r#""#]]).await;
+    cluster.check("apply -f other.yaml -n y", expect![[r#"
+        error: other.yaml, document 1 (line 1): secret/s is for namespace "x", but --namespace says "y": leave one of them out
+        exit 1
+    "#]]).await;
 }
 
 #[tokio::test]
@@ -250,18 +315,71 @@ async fn objects_are_shown_as_in_kubectl() {
         }
         out
     };
-    expect![[r#""#]].assert_eq(&ages(cluster.ok("get pods").await));
-    expect![[r#""#]].assert_eq(&ages(cluster.ok("get pods,ns -A --show-labels").await));
-    expect![[r#""#]].assert_eq(&ages(cluster.ok("get po -o wide --no-headers").await));
-    cluster.check("get pods -o name", expect![[r#""#]]).await;
-    cluster.check("get po/web-1 pod/nothing -o name", expect![[r#""#]]).await;
-    cluster.check("get deploy", expect![[r#""#]]).await;
-    cluster.check("get deploy -A", expect![[r#""#]]).await;
-    cluster.check("get nodes", expect![[r#""#]]).await;
-    cluster.check("get pots", expect![[r#""#]]).await;
-    cluster.check("get pods -l app==", expect![[r#""#]]).await;
-    cluster.check("get pods -o frob", expect![[r#""#]]).await;
-    cluster.check("get pods -l app=nothing -o json", expect![[r#""#]]).await;
+    expect![[r#"
+        NAME            READY   STATUS    RESTARTS   AGE
+        a-longer-name   0/2     Pending   0          0s
+        web-1           2/2     Running   2          0s
+    "#]].assert_eq(&ages(cluster.ok("get pods").await));
+    expect![[r#"
+        NAMESPACE   NAME                READY   STATUS    RESTARTS   AGE   LABELS
+        default     pod/a-longer-name   0/2     Pending   0          0s    app=web
+        default     pod/web-1           2/2     Running   2          0s    app=web
+
+        NAME                        STATUS   AGE   LABELS
+        namespace/default           Active   AGE    kubernetes.io/metadata.name=default
+        namespace/kube-node-lease   Active   AGE    kubernetes.io/metadata.name=kube-node-lease
+        namespace/kube-public       Active   AGE    kubernetes.io/metadata.name=kube-public
+        namespace/kube-system       Active   AGE    kubernetes.io/metadata.name=kube-system
+    "#]].assert_eq(&ages(cluster.ok("get pods,ns -A --show-labels").await));
+    expect![[r#"
+        a-longer-name   0/2   Pending   0     0s    <none>      pi-1   <none>   <none>
+        web-1           2/2   Running   2     0s    10.42.0.5   pi-1   <none>   <none>
+    "#]].assert_eq(&ages(cluster.ok("get po -o wide --no-headers").await));
+    cluster.check("get pods -o name", expect![[r#"
+        pod/a-longer-name
+        pod/web-1
+        exit 0
+    "#]]).await;
+    cluster.check("get po/web-1 pod/nothing -o name", expect![[r#"
+        pod/web-1
+        error: pods "nothing" not found
+        exit 1
+    "#]]).await;
+    cluster.check("get deploy", expect![[r#"
+        No resources found in default namespace.
+        exit 0
+    "#]]).await;
+    cluster.check("get deploy -A", expect![[r#"
+        No resources found
+        exit 0
+    "#]]).await;
+    cluster.check("get nodes", expect![[r#"
+        No resources found
+        exit 0
+    "#]]).await;
+    cluster.check("get pots", expect![[r#"
+        error: the server doesn't have a resource type "pots": it has configmaps, events, namespaces, nodes, pods, secrets, serviceaccounts, deployments, replicasets, leases
+        exit 1
+    "#]]).await;
+    cluster.check("get pods -l app==", expect![[r#"
+        No resources found in default namespace.
+        exit 0
+    "#]]).await;
+    cluster.check("get pods -o frob", expect![[r#"
+        error: -o frob: there are json, yaml, wide, name and jsonpath=TEMPLATE
+        exit 1
+    "#]]).await;
+    cluster.check("get pods -l app=nothing -o json", expect![[r#"
+        {
+            "apiVersion": "v1",
+            "items": [],
+            "kind": "List",
+            "metadata": {
+                "resourceVersion": ""
+            }
+        }
+        exit 0
+    "#]]).await;
     let yaml = cluster.ok("get pod web-1 -o yaml").await;
     let back: Value = serde_saphyr::from_str(&yaml).unwrap();
     let mut object = cluster.object("/api/v1/namespaces/default/pods/web-1").await;
@@ -292,11 +410,30 @@ async fn logs_come_from_the_container_that_is_meant() {
     let cluster = Cluster::start().await;
     cluster.pod("web-1", &json!({"phase": "Running"})).await;
     cluster.pod("web-2", &json!({"phase": "Running"})).await;
-    cluster.check("logs web-1", expect![[r#""#]]).await;
-    cluster.check("logs web-1 side -f", expect![[r#""#]]).await;
-    cluster.check("logs -l app=web --prefix --all-containers", expect![[r#""#]]).await;
-    cluster.check("logs web-1 -c nothing", expect![[r#""#]]).await;
-    cluster.check("logs nothing", expect![[r#""#]]).await;
+    cluster.check("logs web-1", expect![[r#"
+        app on pi-1 says hello
+        Defaulted container "app" out of: app, side
+        exit 0
+    "#]]).await;
+    cluster.check("logs web-1 side -f", expect![[r#"
+        side on pi-1 says hello
+        exit 0
+    "#]]).await;
+    cluster.check("logs -l app=web --prefix --all-containers", expect![[r#"
+        [pod/web-1/app] app on pi-1 says hello
+        [pod/web-1/side] side on pi-1 says hello
+        [pod/web-2/app] app on pi-1 says hello
+        [pod/web-2/side] side on pi-1 says hello
+        exit 0
+    "#]]).await;
+    cluster.check("logs web-1 -c nothing", expect![[r#"
+        error: pod web-1 has no container "nothing": it has app, side
+        exit 1
+    "#]]).await;
+    cluster.check("logs nothing", expect![[r#"
+        error: pods "nothing" not found
+        exit 1
+    "#]]).await;
     let followed = cluster.ok("logs -l app=web -f").await;
     let mut lines: Vec<&str> = followed.lines().collect();
     lines.sort_unstable();
@@ -323,19 +460,51 @@ async fn a_rollout_is_steered() {
         });
         cluster.put("POST", "/apis/apps/v1/namespaces/shop/replicasets", &set).await;
     }
-    cluster.check("rollout history deploy/web -n shop", expect![[r#""#]]).await;
-    cluster.check("rollout undo deploy/web -n shop", expect![[r#""#]]).await;
+    cluster.check("rollout history deploy/web -n shop", expect![[r#"
+        deployment.apps/web 
+        REVISION   CHANGE-CAUSE
+        1          <none>
+        2          <none>
+        exit 0
+    "#]]).await;
+    cluster.check("rollout undo deploy/web -n shop", expect![[r#"
+        deployment.apps/web rolled back
+        exit 0
+    "#]]).await;
     let image = "-o jsonpath={.spec.template.spec.containers[0].image}";
-    cluster.check(&format!("get deploy web -n shop {image}"), expect![[r#""#]]).await;
+    cluster.check(&format!("get deploy web -n shop {image}"), expect![[r#"
+        registry/app:0exit 0
+    "#]]).await;
     let labels = cluster.object(path).await["spec"]["template"]["metadata"]["labels"].clone();
     assert_eq!(labels, json!({"app": "web"}));
-    cluster.check("rollout undo deploy/web -n shop --to-revision=7", expect![[r#""#]]).await;
-    cluster.check("rollout pause deploy/web -n shop", expect![[r#""#]]).await;
-    cluster.check("rollout pause deploy/web -n shop", expect![[r#""#]]).await;
-    cluster.check("rollout restart deploy/web -n shop", expect![[r#""#]]).await;
-    cluster.check("rollout resume deploy/web -n shop", expect![[r#""#]]).await;
-    cluster.check("rollout restart deploy/web -n shop", expect![[r#""#]]).await;
-    cluster.check("rollout status deploy/web -n shop --watch=false", expect![[r#""#]]).await;
+    cluster.check("rollout undo deploy/web -n shop --to-revision=7", expect![[r#"
+        error: there is no revision 7: there are 1, 2
+        exit 1
+    "#]]).await;
+    cluster.check("rollout pause deploy/web -n shop", expect![[r#"
+        deployment.apps/web paused
+        exit 0
+    "#]]).await;
+    cluster.check("rollout pause deploy/web -n shop", expect![[r#"
+        error: deployment.apps/web is paused already
+        exit 1
+    "#]]).await;
+    cluster.check("rollout restart deploy/web -n shop", expect![[r#"
+        error: deployment.apps/web is paused: resume it first
+        exit 1
+    "#]]).await;
+    cluster.check("rollout resume deploy/web -n shop", expect![[r#"
+        deployment.apps/web resumed
+        exit 0
+    "#]]).await;
+    cluster.check("rollout restart deploy/web -n shop", expect![[r#"
+        deployment.apps/web restarted
+        exit 0
+    "#]]).await;
+    cluster.check("rollout status deploy/web -n shop --watch=false", expect![[r#"
+        Waiting for deployment spec update to be observed...
+        exit 0
+    "#]]).await;
 }
 
 #[tokio::test]
@@ -343,21 +512,50 @@ async fn nodes_are_listed_labelled_cordoned_and_confirmed() {
     let cluster = Cluster::start().await;
     let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "pi-1"}});
     cluster.put("POST", "/api/v1/nodes", &node).await;
-    cluster.check("node label pi-1 pinnace.io/link-profile=lan site=north", expect![[r#""#]]).await;
+    cluster.check("node label pi-1 pinnace.io/link-profile=lan site=north", expect![[r#"
+        node/pi-1 labeled
+        exit 0
+    "#]]).await;
     let list = cluster.ok("node list").await;
     assert!(list.lines().next().unwrap().ends_with("PROFILE"), "{list}");
     assert!(list.lines().nth(1).unwrap().ends_with("lan"), "{list}");
-    cluster.check("node cordon pi-1 pi-2", expect![[r#""#]]).await;
-    cluster.check("node cordon pi-1", expect![[r#""#]]).await;
-    cluster.check("node uncordon pi-1", expect![[r#""#]]).await;
-    cluster.check("node label pi-1 site-", expect![[r#""#]]).await;
-    cluster.check("node confirm --all", expect![[r#""#]]).await;
+    cluster.check("node cordon pi-1 pi-2", expect![[r#"
+        node/pi-1 cordoned
+        error: nodes "pi-2" not found
+        exit 1
+    "#]]).await;
+    cluster.check("node cordon pi-1", expect![[r#"
+        node/pi-1 already cordoned
+        exit 0
+    "#]]).await;
+    cluster.check("node uncordon pi-1", expect![[r#"
+        node/pi-1 uncordoned
+        exit 0
+    "#]]).await;
+    cluster.check("node label pi-1 site-", expect![[r#"
+        node/pi-1 labeled
+        exit 0
+    "#]]).await;
+    cluster.check("node confirm --all", expect![[r#"
+        error: https://SERVER is not a Pinnace master: it does not describe itself
+        exit 1
+    "#]]).await;
     describe_cluster(&cluster).await;
-    cluster.check("node confirm --all", expect![[r#""#]]).await;
+    cluster.check("node confirm --all", expect![[r#"
+        node/pi-1 confirmed
+        exit 0
+    "#]]).await;
     let node = cluster.object("/api/v1/nodes/pi-1").await;
     assert_eq!(node["metadata"]["annotations"]["pinnace.io/restore-confirmed"], "e7");
     assert!(node["metadata"]["labels"].get("site").is_none());
-    cluster.check("node delete pi-1 pi-2", expect![[r#""#]]).await;
+    cluster.check("node delete pi-1 pi-2", expect![[r#"
+        node/pi-1 deleted
+        Removing a node takes it out of the cluster: its pods are deleted and replaced on other nodes,
+        and its certificate is no longer accepted. The board itself stops them only if it is still
+        connected; to come back it has to join again (`pinnace token create`).
+        error: nodes "pi-2" not found
+        exit 1
+    "#]]).await;
 }
 
 /// What a master says of itself.
@@ -376,8 +574,14 @@ async fn describe_cluster(cluster: &Cluster) {
 #[tokio::test]
 async fn a_token_is_one_line_and_pins_the_authority() {
     let cluster = Cluster::start().await;
-    cluster.check("token create", expect![[r#""#]]).await;
-    cluster.check("token list", expect![[r#""#]]).await;
+    cluster.check("token create", expect![[r#"
+        error: https://SERVER is not a Pinnace master: it does not describe itself
+        exit 1
+    "#]]).await;
+    cluster.check("token list", expect![[r#"
+        No tokens found
+        exit 0
+    "#]]).await;
     describe_cluster(&cluster).await;
     let line = "token create --ttl 2h --uses 3 --node-name pi-1 --node-name pi-2 --labels a=b,c=d";
     let ended = cluster.run(line).await;
@@ -404,7 +608,10 @@ async fn a_token_is_one_line_and_pins_the_authority() {
     assert!(list.contains(&token.id) && list.contains("pi-1,pi-2"), "{list}");
     let deleted = cluster.ok(&format!("token delete {}", token.id)).await;
     assert_eq!(deleted, format!("token {} deleted\n", token.id));
-    cluster.check("token delete 00000000", expect![[r#""#]]).await;
+    cluster.check("token delete 00000000", expect![[r#"
+        error: there is no token 00000000: see `pinnace token list`
+        exit 1
+    "#]]).await;
 }
 
 #[tokio::test]
@@ -412,11 +619,17 @@ async fn every_way_to_fail_says_what_to_do() {
     let cluster = Cluster::start().await;
     let config = |name: &str| cluster.dir.path().join(name);
     cluster.running.write_kubeconfig(&config("nobody"), "nobody", None);
-    cluster.check("--kubeconfig nobody get secrets", expect![[r#""#]]).await;
+    cluster.check("--kubeconfig nobody get secrets", expect![[r#"
+        error: secrets is forbidden: User "nobody" cannot list resource "secrets" in API group "" in the namespace "default": use another user or context (--context), or ask an administrator
+        exit 1
+    "#]]).await;
     let good = std::fs::read_to_string(config("config")).unwrap();
     let anonymous = good.split("users:").next().unwrap().replace(", user: it", "");
     cluster.file("anonymous", &anonymous);
-    cluster.check("--kubeconfig anonymous get secrets", expect![[r#""#]]).await;
+    cluster.check("--kubeconfig anonymous get secrets", expect![[r#"
+        error: Unauthorized (from https://SERVER): the credentials in the kubeconfig are not valid for this server: take a new kubeconfig from the master (admin.kubeconfig in its data folder)
+        exit 1
+    "#]]).await;
     let other = Cluster::start().await;
     let authority = |text: &str| {
         let line = text.lines().find(|line| line.contains("certificate-authority-data")).unwrap();
@@ -424,7 +637,10 @@ async fn every_way_to_fail_says_what_to_do() {
     };
     let foreign = std::fs::read_to_string(other.dir.path().join("config")).unwrap();
     cluster.file("foreign", &good.replace(&authority(&good), &authority(&foreign)));
-    cluster.check("--kubeconfig foreign get pods", expect![[r#""#]]).await;
+    cluster.check("--kubeconfig foreign get pods", expect![[r#"
+        error: https://SERVER is not the master this kubeconfig is for: invalid peer certificate: BadSignature: take a new kubeconfig from the master, or correct certificate-authority-data
+        exit 1
+    "#]]).await;
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let nobody_there = format!("https://{}", free.local_addr().unwrap());
     drop(free);
@@ -440,8 +656,14 @@ async fn every_way_to_fail_says_what_to_do() {
     cluster.file("silent", &good.replace(&cluster.running.url(), &silent_url));
     let ended = cluster.run("--kubeconfig silent --request-timeout 1s get pods").await;
     assert!(ended.err.contains("did not answer within 1 s"), "{}", ended.err);
-    cluster.check("--kubeconfig missing get pods", expect![[r#""#]]).await;
-    cluster.check("--context other get pods", expect![[r#""#]]).await;
+    cluster.check("--kubeconfig missing get pods", expect![[r#"
+        error: cannot read the kubeconfig missing: No such file or directory (os error 2)
+        exit 1
+    "#]]).await;
+    cluster.check("--context other get pods", expect![[r#"
+        error: DIR/config: no context named "other" (there: it)
+        exit 1
+    "#]]).await;
     let mut bare = cluster.command("get pods");
     bare.env_remove("KUBECONFIG");
     let ended = finish(bare).await;
@@ -484,7 +706,10 @@ async fn a_kubeconfig_is_merged_beside_what_is_there() {
     plain.env_remove("KUBECONFIG");
     assert!(finish(plain).await.out.contains("namespace/default"));
     cluster.file(".kube/config", "just text");
-    cluster.check("kubeconfig --merge", expect![[r#""#]]).await;
+    cluster.check("kubeconfig --merge", expect![[r#"
+        error: DIR/.kube/config, which is left as it is: it is not a kubeconfig
+        exit 1
+    "#]]).await;
 }
 
 /// Answers one request with `body`, as a master gives its backup.
@@ -521,7 +746,10 @@ async fn backup(cluster: &Cluster, body: Vec<u8>) -> Ended {
 #[tokio::test]
 async fn a_backup_is_checked_before_it_has_its_name() {
     let cluster = Cluster::start().await;
-    cluster.check("backup create saved.backup", expect![[r#""#]]).await;
+    cluster.check("backup create saved.backup", expect![[r#"
+        error: cannot get a backup of the master: the server could not find the requested resource: see `pinnace version`, the server may be older
+        exit 1
+    "#]]).await;
     let saved = cluster.dir.path().join("saved.backup");
     let original = store::LmdbStore::open(&cluster.dir.path().join("db"), store::Config::default()).unwrap();
     let mut writer = store::archive::Writer::new(Vec::new()).unwrap();
@@ -540,10 +768,22 @@ async fn a_backup_is_checked_before_it_has_its_name() {
     assert_eq!(ended.code, Some(0), "{}", ended.err);
     assert_eq!(std::fs::read(&saved).unwrap(), archive);
     assert_eq!(std::fs::metadata(&saved).unwrap().permissions().mode() & 0o777, 0o600);
-    cluster.check("backup create saved.backup", expect![[r#""#]]).await;
-    cluster.check("backup restore saved.backup --data-dir restored", expect![[r#""#]]).await;
-    cluster.check("backup restore saved.backup --data-dir restored", expect![[r#""#]]).await;
-    cluster.check("backup restore config --data-dir fresh", expect![[r#""#]]).await;
+    cluster.check("backup create saved.backup", expect![[r#"
+        error: saved.backup exists: choose another name, or give --overwrite
+        exit 1
+    "#]]).await;
+    cluster.check("backup restore saved.backup --data-dir restored", expect![[r#"
+        restored: 0 objects and the cluster's keys, as of revision 0. Start the master on it; nodes keep what the backup does not know until `pinnace node confirm`.
+        exit 0
+    "#]]).await;
+    cluster.check("backup restore saved.backup --data-dir restored", expect![[r#"
+        error: restored is not empty (there is pki): restore into an empty folder, and keep the old one until all is well
+        exit 1
+    "#]]).await;
+    cluster.check("backup restore config --data-dir fresh", expect![[r#"
+        error: config: the archive is damaged at byte 0: it is not a backup of a Pinnace cluster: use another one
+        exit 1
+    "#]]).await;
 }
 
 #[tokio::test]

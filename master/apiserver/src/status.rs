@@ -113,17 +113,17 @@ pub struct Status {
     /// The sentence for people.
     pub message: String,
     /// Name of the object, where it is about one.
-    pub name: String,
+    pub name: Box<str>,
     /// API group of the object.
-    pub group: String,
+    pub group: &'static str,
     /// Plural, or kind where the object is invalid.
-    pub kind: String,
+    pub kind: &'static str,
     /// Every single cause.
     pub causes: Vec<Cause>,
     /// When to come back, in seconds; 0 for no advice.
     pub retry_after_seconds: u32,
     /// `metadata.continue`: how to go on with a list that expired.
-    pub continue_token: String,
+    pub continue_token: Box<str>,
 }
 
 impl Status {
@@ -133,19 +133,19 @@ impl Status {
         Self {
             reason,
             message: message.into(),
-            name: String::new(),
-            group: String::new(),
-            kind: String::new(),
+            name: Box::default(),
+            group: "",
+            kind: "",
             causes: Vec::new(),
             retry_after_seconds: 0,
-            continue_token: String::new(),
+            continue_token: Box::default(),
         }
     }
 
     fn about(mut self, resource: &Resource, name: &str) -> Self {
-        name.clone_into(&mut self.name);
-        resource.group.clone_into(&mut self.group);
-        resource.plural.clone_into(&mut self.kind);
+        self.name = name.into();
+        self.group = resource.group;
+        self.kind = resource.plural;
         self
     }
 
@@ -209,7 +209,12 @@ impl Status {
 
     /// `Pod "x" is invalid: spec.containers: Required value`, with all causes.
     #[must_use]
-    pub fn invalid(group: &str, kind: &str, name: &str, causes: Vec<Cause>) -> Self {
+    pub fn invalid(
+        group: &'static str,
+        kind: &'static str,
+        name: &str,
+        causes: Vec<Cause>,
+    ) -> Self {
         let texts: Vec<String> = causes.iter().map(Cause::to_string).collect();
         let problem = match texts.as_slice() {
             [one] => one.clone(),
@@ -218,9 +223,9 @@ impl Status {
         let target = if group.is_empty() { kind.to_owned() } else { format!("{kind}.{group}") };
         let mut status =
             Self::new(Reason::Invalid, format!("{target} \"{name}\" is invalid: {problem}"));
-        name.clone_into(&mut status.name);
-        group.clone_into(&mut status.group);
-        kind.clone_into(&mut status.kind);
+        status.name = name.into();
+        status.group = group;
+        status.kind = kind;
         status.causes = causes;
         status
     }
@@ -353,7 +358,7 @@ impl Status {
              token results in an inconsistent list - objects that were created, modified, or \
              deleted between the time the first chunk was returned and now may show up in the list.",
         );
-        status.continue_token = token;
+        status.continue_token = token.into();
         status
     }
 
@@ -419,7 +424,7 @@ impl Status {
             metadata.insert("continue".to_owned(), json!(self.continue_token));
         }
         let mut details = Map::new();
-        for (key, value) in [("name", &self.name), ("group", &self.group), ("kind", &self.kind)] {
+        for (key, value) in [("name", &*self.name), ("group", self.group), ("kind", self.kind)] {
             if !value.is_empty() {
                 details.insert(key.to_owned(), json!(value));
             }

@@ -1,5 +1,7 @@
 //! What clients get over TLS, byte for byte where they care.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail anywhere")]
+
 mod support;
 
 use std::io::Read as _;

@@ -3,6 +3,8 @@
 //! Ignored where no `kubectl` is named: `KUBECTL=/path/to/kubectl cargo test
 //! --release -p pinnace-apiserver --test kubectl -- --ignored`.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail anywhere")]
+
 #[path = "../../../tests/src/kubectl_matrix.rs"]
 mod kubectl_matrix;
 mod support;

@@ -1,5 +1,7 @@
 //! What the verbs promise, over the plain model of a store.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail anywhere")]
+
 use std::sync::Arc;
 
 use api::resource::{Resource, by_kind};
@@ -230,7 +232,7 @@ async fn updates_replace_what_was_read_and_nothing_else() {
     let mut unconditional = reported;
     unconditional["metadata"].as_object_mut().unwrap().remove("resourceVersion");
     unconditional["spec"]["replicas"] = json!(4);
-    assert!(api.update(&who, &target, unconditional, &options).await.is_ok());
+    api.update(&who, &target, unconditional, &options).await.unwrap();
     let missing = api.update(&who, &at("Deployment", "no"), deployment("no"), &options).await;
     assert_eq!(failure(missing), "404 NotFound: deployments.apps \"no\" not found");
 }
@@ -422,7 +424,7 @@ async fn a_page_that_is_too_old_tells_how_to_go_on() {
     options.continue_token = Some(first.continue_token);
     let status = api.list(&who, kind("ConfigMap"), "", &options).unwrap_err();
     assert_eq!((status.code(), status.reason), (410, Reason::Expired));
-    options.continue_token = Some(status.continue_token);
+    options.continue_token = Some(status.continue_token.into_string());
     let rest = api.list(&who, kind("ConfigMap"), "", &options).unwrap();
     assert_eq!(rest.items[0].value()["metadata"]["name"], "m2");
 }

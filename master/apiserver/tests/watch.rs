@@ -1,5 +1,7 @@
 //! What a watch promises.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail anywhere")]
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -327,8 +327,9 @@ mod tests {
         assert_eq!(query.number::<usize>("limit").unwrap(), Some(5));
         assert_eq!(query.get("x"), None);
         assert_eq!(query.selection().unwrap().labels.requirements.len(), 2);
-        assert!(Query::parse("limit=x").unwrap().number::<usize>("limit").is_err());
-        assert!(Query::parse("watch=maybe").unwrap().flag("watch").is_err());
-        assert!(Query::parse("labelSelector=a%3D%3D%3D").unwrap().selection().is_err());
+        let query = Query::parse("limit=x&watch=maybe&labelSelector=a%3D%3D%3D").unwrap();
+        assert_eq!(query.number::<usize>("limit").unwrap_err().code(), 400);
+        assert_eq!(query.flag("watch").unwrap_err().code(), 400);
+        assert_eq!(query.selection().unwrap_err().code(), 400);
     }
 }

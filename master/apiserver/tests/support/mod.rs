@@ -2,7 +2,8 @@
 //! thrown away with it. Used by the tests that need real HTTP, and by the
 //! example `serve`.
 
-#![allow(dead_code, unreachable_pub, missing_docs)]
+#![allow(dead_code, unreachable_pub, missing_docs, missing_debug_implementations)]
+#![allow(clippy::unwrap_used, reason = "a test may fail anywhere")]
 
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;

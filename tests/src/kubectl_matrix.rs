@@ -140,7 +140,7 @@ pub const CASES: &[Case] = &[
     ),
     case(&["api-resources", "--namespaced=false", "-o", "name"], &["namespaces\n", "nodes\n"]),
     case(&["get", "--raw", "/readyz?verbose"], &["[+]ping ok", "readyz check passed"]),
-        case(&["get", "namespaces"], &["NAME", "STATUS", "AGE", "default", "kube-system", "Active"]),
+    case(&["get", "namespaces"], &["NAME", "STATUS", "AGE", "default", "kube-system", "Active"]),
     case(&["auth", "whoami"], &["Username", "system:masters"]),
     case(&["auth", "can-i", "delete", "nodes"], &["yes"]),
     case(&["auth", "can-i", "--list"], &["*.*", "[*]"]),
@@ -380,7 +380,10 @@ pub const CASES: &[Case] = &[
     // Deleting.
     case(&["delete", "configmap", "missing"], &[]).fails(1, &["configmaps \"missing\" not found"]),
     case(&["delete", "configmap", "missing", "--ignore-not-found"], &[]),
-    case(&["delete", "configmap", "conf", "--dry-run=server"], &["configmap \"conf\" deleted from matrix namespace (server dry run)"]),
+    case(
+        &["delete", "configmap", "conf", "--dry-run=server"],
+        &["configmap \"conf\" deleted from matrix namespace (server dry run)"],
+    ),
     case(
         &["delete", "configmap", "conf", "literal"],
         &["configmap \"conf\" deleted", "configmap \"literal\" deleted"],

@@ -3,9 +3,7 @@
 #![allow(missing_docs)]
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -19,70 +17,9 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-/// Debian's docker-registry in a temporary folder.
-struct DockerRegistry {
-    process: Child,
-    host: String,
-    _folder: tempfile::TempDir,
-}
+mod support;
 
-impl DockerRegistry {
-    fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let config = folder.path().join("config.yml");
-        let root = folder.path().join("data");
-        fs::write(
-            &config,
-            format!(
-                "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
-                 http: {{addr: '127.0.0.1:0'}}\n",
-                root.display()
-            ),
-        )
-        .unwrap();
-        let mut process = Command::new("docker-registry")
-            .arg("serve")
-            .arg(&config)
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("docker-registry is installed (apt-get install docker-registry)");
-        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
-        let host = loop {
-            let line = lines.next().expect("the registry says where it listens").unwrap();
-            if let Some((_, rest)) = line.split_once("listening on ") {
-                break rest
-                    .chars()
-                    .take_while(|c| c.is_ascii_digit() || ".:".contains(*c))
-                    .collect();
-            }
-        };
-        // Its pipe has to be emptied, or it would stand still.
-        std::thread::spawn(move || lines.for_each(drop));
-        Self { process, host, _folder: folder }
-    }
-
-    fn client(&self) -> Registry {
-        client(&self.host)
-    }
-
-    fn reference(&self, rest: &str) -> Reference {
-        format!("{}/{rest}", self.host).parse().unwrap()
-    }
-}
-
-impl Drop for DockerRegistry {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn client(host: &str) -> Registry {
-    let config =
-        RegistryConfig { insecure_http: vec![host.to_owned()], ..RegistryConfig::default() };
-    Registry::new(config)
-}
+use support::{DockerRegistry, client};
 
 fn store(folder: &Path) -> Store {
     Store::open(folder, Unpacker::InProcess, Limits::default()).unwrap()

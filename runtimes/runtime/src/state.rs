@@ -86,7 +86,7 @@ pub enum Observed {
     Running(Running),
     /// It ended, or never started.
     Exited(Exit),
-    /// Its shim and it died unseen, or the agent died before a shim existed.
+    /// It never ran: the agent or its shim died before it could.
     /// Remove it and start the next attempt.
     Lost,
 }

@@ -104,7 +104,22 @@ impl Runtime for ShimRuntime {
     }
 
     fn observe(&self, id: &str) -> Observed {
-        if is_valid_id(id) { self.inner.dir(id).observe() } else { Observed::Absent }
+        if !is_valid_id(id) {
+            return Observed::Absent;
+        }
+        let dir = self.inner.dir(id);
+        match (dir.observe(), dir.running()) {
+            // It ran, and shim and process are gone: the next shim is on its way
+            // and will find out how it ended. Until then nothing new is known.
+            (Observed::Lost, Ok(file)) => match dir.exit() {
+                Ok(exit) => Observed::Exited(exit),
+                Err(_) => Observed::Running(Running {
+                    pid: Pid(file.pid),
+                    started_ms: file.started_ms,
+                }),
+            },
+            (observed, _) => observed,
+        }
     }
 
     fn kill(&self, id: &str, signal: i32) -> Result<(), RuntimeError> {

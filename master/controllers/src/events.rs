@@ -172,9 +172,8 @@ async fn create<C: Cluster>(
     let now = clock.now();
     let text = api::time::rfc3339(now);
     // Unique by time and count, as client-go's names are.
-    let unique = (now.as_nanosecond() as u64).wrapping_add(n_made);
-    let mut name = involved.key.name.clone();
-    name.truncate(200);
+    let unique = u64::try_from(now.as_nanosecond()).unwrap_or(0).wrapping_add(n_made);
+    let name: String = involved.key.name.chars().take(200).collect();
     let event = json!({
         "metadata": {"name": format!("{name}.{unique:016x}"), "namespace": namespace},
         "involvedObject": {

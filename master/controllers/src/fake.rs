@@ -151,6 +151,14 @@ impl FakeCluster {
         });
     }
 
+    /// Forgets an object, and what was told of it, without telling anybody: for
+    /// programs that measure what others keep.
+    pub fn remove_silently(&self, resource: Kind, key: &ObjectKey) {
+        let mut state = self.lock();
+        state.objects.remove(&(resource.qualified_plural(), key.clone()));
+        state.log.clear();
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -269,7 +269,8 @@ impl<C: Cluster, L: NodeLiveness, R: ImageResolver> Start<'_, C, L, R> {
             Arc::clone(&self.parts.cluster),
             Arc::clone(sources),
         ));
-        let config = runner::Config::default();
+        // Deletes by the thousand share commits of the store.
+        let config = runner::Config { concurrency: 64, ..runner::Config::default() };
         self.run("garbage_collector", config, sources, receiver, move |item| {
             let controller = Arc::clone(&controller);
             async move { controller.reconcile(&item).await }

@@ -43,13 +43,13 @@ const RESOLVE_WITHIN: Duration = Duration::from_secs(30);
 const KNOWN_MAX: usize = 4096;
 
 /// How the lookups run: a few at once, so that a slow registry does not hold up
-/// the others; 1 s to 5 min between two tries.
+/// the others; 1 s to 1 min between two tries.
 #[must_use]
 pub fn lookup_config() -> runner::Config {
     runner::Config {
         concurrency: 16,
         backoff_min: Duration::from_secs(1),
-        backoff_max: Duration::from_mins(5),
+        backoff_max: Duration::from_mins(1),
     }
 }
 

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::{ObjectKey, Value};
-use scheduler::{Decision, Snapshot, summary};
+use scheduler::{Decision, Demand, Snapshot, summary};
 use serde_json::json;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -109,7 +109,8 @@ pub async fn run<C: Cluster>(
             state.changed(key);
         }
         let more = state.decide_some();
-        let due = state.next_due();
+        // With every write in flight, only the end of one matters.
+        let due = if state.is_full() { state.retry_all } else { state.next_due() };
         tokio::select! {
             biased;
             () = shutdown.cancelled() => break,
@@ -126,11 +127,13 @@ pub async fn run<C: Cluster>(
     while state.writes.join_next().await.is_some() {}
 }
 
-/// A pod whose image is looked up, or that has no node yet.
+/// A pod the snapshot or the queue may know.
 #[derive(Debug)]
 struct Seen {
     uid: Arc<str>,
     first: Instant,
+    /// What it asked for when last seen.
+    demand: Arc<Demand>,
 }
 
 /// A write that has ended.
@@ -145,7 +148,6 @@ struct State<C> {
     parts: Parts<C>,
     snapshot: Snapshot,
     queue: Queue,
-    /// Every pod the snapshot or the queue may know.
     seen: HashMap<ObjectKey, Seen>,
     /// Pods bound by this process that the projection does not show bound yet.
     assumed: HashSet<Arc<str>>,
@@ -183,8 +185,15 @@ impl<C: Cluster> State<C> {
         }
         let Some(pod) = pod else { return };
         let now = Instant::now();
-        let fresh = || Seen { uid: Arc::clone(&pod.meta.uid), first: now };
-        let first = self.seen.entry(key.clone()).or_insert_with(fresh).first;
+        let (uid, demand) = (Arc::clone(&pod.meta.uid), Arc::clone(&pod.demand));
+        let fresh = || Seen { uid, first: now, demand };
+        let seen = self.seen.entry(key.clone()).or_insert_with(fresh);
+        let first = seen.first;
+        if !Arc::ptr_eq(&seen.demand, &pod.demand) {
+            // It asks for something else now: its image is known, say.
+            seen.demand = Arc::clone(&pod.demand);
+            self.queue.pod_changed(key);
+        }
         if pod.is_finished() {
             self.queue.remove(key);
             if self.snapshot.remove_pod(&pod.meta.uid) {
@@ -225,7 +234,7 @@ impl<C: Cluster> State<C> {
             self.queue.something_changed();
         }
         for _ in 0..BATCH_MAX {
-            if self.writes.len() >= WRITES_MAX {
+            if self.is_full() {
                 return false;
             }
             let Some(key) = self.queue.next(now) else {
@@ -300,6 +309,10 @@ impl<C: Cluster> State<C> {
                 }
             }
         }
+    }
+
+    fn is_full(&self) -> bool {
+        self.writes.len() >= WRITES_MAX
     }
 
     fn next_due(&self) -> Instant {

@@ -53,8 +53,8 @@ impl Scale {
     /// `taken` is what runs there as [`counted`], `asked` what comes in addition.
     #[must_use]
     pub fn resources(&self, taken: (u64, u64), asked: (u64, u64)) -> u64 {
-        let cpu = (taken.0 + asked.0).min(self.cpu_millis) * self.cpu >> SHIFT;
-        let memory = (taken.1 + asked.1).min(self.memory_kib) * self.memory >> SHIFT;
+        let cpu = ((taken.0 + asked.0).min(self.cpu_millis) * self.cpu) >> SHIFT;
+        let memory = ((taken.1 + asked.1).min(self.memory_kib) * self.memory) >> SHIFT;
         let least = PART_MAX - cpu.midpoint(memory);
         let balanced = PART_MAX - cpu.abs_diff(memory) / 2;
         least + balanced

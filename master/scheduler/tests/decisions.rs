@@ -1,6 +1,9 @@
 //! What a decision promises: tables of filters and scores, and properties over
 //! random fleets.
 
+// Every function here is part of a test.
+#![allow(clippy::unwrap_used)]
+
 use std::sync::Arc;
 
 use expect_test::{Expect, expect};

@@ -63,7 +63,7 @@ impl Desired {
         let recreate = spec.strategy.kind == "Recreate";
         let rolling = spec.strategy.rolling_update.clone().unwrap_or_default();
         let of = |value: Option<view::IntOrString>, round_up| {
-            let value = value.unwrap_or(view::IntOrString::String("25%".to_owned()));
+            let value = value.unwrap_or_else(|| view::IntOrString::String("25%".to_owned()));
             value.of(replicas, round_up).unwrap_or(0).max(0)
         };
         let max_surge = if recreate { 0 } else { of(rolling.max_surge, true) };

@@ -14,7 +14,7 @@ pub enum Profile {
 }
 
 impl Profile {
-    /// Reads the label `pinnace.io/profile`.
+    /// Reads the label `pinnace.io/link-profile`.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         match text {

@@ -20,7 +20,7 @@ pub mod labels {
     /// `true` where the node can run WASM modules.
     pub const RUNTIME_WASM: &str = "pinnace.io/runtime-wasm";
     /// How often the node is to be heard of: `lan`, `wan` or `cellular`.
-    pub const PROFILE: &str = "pinnace.io/profile";
+    pub const PROFILE: &str = "pinnace.io/link-profile";
 }
 
 /// Most pods of a node that does not say.

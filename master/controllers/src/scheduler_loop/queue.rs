@@ -112,12 +112,23 @@ impl Queue {
     /// more often than its back-off allows.
     pub(super) fn something_changed(&mut self) {
         for key in std::mem::take(&mut self.unschedulable) {
-            if let Some(entry) = self.pods.get_mut(&key)
-                && let Some(due) = entry.not_before
-            {
-                entry.at = At::Waiting(due);
-                self.waiting.insert((due, key));
-            }
+            self.try_again(key);
+        }
+    }
+
+    /// As [`Queue::something_changed`], for one pod that asks for something else.
+    pub(super) fn pod_changed(&mut self, key: &ObjectKey) {
+        if self.unschedulable.remove(key) {
+            self.try_again(key.clone());
+        }
+    }
+
+    fn try_again(&mut self, key: ObjectKey) {
+        if let Some(entry) = self.pods.get_mut(&key)
+            && let Some(due) = entry.not_before
+        {
+            entry.at = At::Waiting(due);
+            self.waiting.insert((due, key));
         }
     }
 

@@ -104,6 +104,19 @@ async fn pods_of_other_schedulers_and_deleted_ones_are_left_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pod_that_asks_for_something_else_is_tried_again() {
+    let world = World::start(&["a"]).await;
+    let mut picky = pod("p", "100m");
+    picky["spec"]["nodeSelector"] = json!({"zone": "nowhere"});
+    world.create(kinds::pods(), picky).await;
+    world.until("told", |cluster| condition(cluster, "p")["status"] == "False").await;
+    world.edit(kinds::pods(), "p", |pod| {
+        pod["spec"]["nodeSelector"] = json!({"kubernetes.io/hostname": "a"});
+    });
+    world.until("bound", |cluster| n_bound(cluster) == 1).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn after_a_restart_nothing_is_counted_twice_or_forgotten() {
     let mut world = World::start(&["a"]).await;
     for n in 0..3 {

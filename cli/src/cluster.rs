@@ -72,7 +72,8 @@ impl Cluster {
         let loaded = kubeconfig::load(global)?;
         let config = loaded.connection(global.context.as_deref()).await?;
         let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
-        let namespace = global.namespace.clone().unwrap_or(config.default_namespace.clone());
+        let namespace =
+            global.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
         let authorities = config.root_cert.clone().unwrap_or_default();
         let timeout = Some(global.request_timeout).filter(|timeout| !timeout.is_zero());
         let mut config = config;
@@ -186,7 +187,11 @@ impl Cluster {
                 continue;
             }
             let body = self.collect(response.into_body()).await?;
-            return Err(Failure::Refused(Refusal::read(&self.server, status.as_u16(), &body)));
+            return Err(Failure::Refused(Box::new(Refusal::read(
+                &self.server,
+                status.as_u16(),
+                &body,
+            ))));
         }
         unreachable!("the loop ends with an answer")
     }
@@ -299,7 +304,7 @@ impl Stream {
                 let code = object["code"].as_u64().and_then(|code| u16::try_from(code).ok());
                 let body = object.to_string();
                 let refusal = Refusal::read(&self.server, code.unwrap_or(500), body.as_bytes());
-                return Err(Failure::Refused(refusal));
+                return Err(Failure::Refused(Box::new(refusal)));
             }
             return Ok(Some((kind, object)));
         }

@@ -16,7 +16,7 @@ pub(crate) enum Failure {
     /// No answer in time.
     Timeout { server: String, after: Duration },
     /// The server said no.
-    Refused(Refusal),
+    Refused(Box<Refusal>),
     /// The answer makes no sense.
     Garbled { server: String, detail: String },
 }
@@ -180,7 +180,7 @@ mod tests {
     fn check(code: u16, body: &Value, expected: Expect) {
         let body = body.to_string();
         let refusal = Refusal::read("https://10.0.0.1:6443", code, body.as_bytes());
-        expected.assert_eq(&Failure::Refused(refusal).to_string());
+        expected.assert_eq(&Failure::Refused(Box::new(refusal)).to_string());
     }
 
     fn status(reason: &str, message: &str, details: &Value) -> Value {

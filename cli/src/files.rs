@@ -57,7 +57,7 @@ pub(crate) fn replace(target: &Path, bytes: &[u8]) -> io::Result<()> {
 /// Brings the names in the folder of `path` to the disk.
 pub(crate) fn sync_folder_of(path: &Path) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    File::open(folder.unwrap_or(Path::new("."))).and_then(|folder| folder.sync_all())
+    File::open(folder.unwrap_or_else(|| Path::new("."))).and_then(|folder| folder.sync_all())
 }
 
 #[cfg(test)]

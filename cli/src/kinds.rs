@@ -267,13 +267,13 @@ pub(crate) mod tests {
         }
         let all: Vec<_> = kinds.named("all").unwrap().into_iter().map(|k| k.plural).collect();
         assert_eq!(all, ["pods", "deployments"]);
-        assert!(kinds.one("all").is_err());
+        kinds.one("all").unwrap_err();
         let error = kinds.one("pots").unwrap_err().to_string();
         assert_eq!(
             error,
             "the server doesn't have a resource type \"pots\": it has namespaces, pods, deployments"
         );
-        assert!(kinds.named("pods.apps").is_err());
+        kinds.named("pods.apps").unwrap_err();
     }
 
     #[test]
@@ -282,7 +282,7 @@ pub(crate) mod tests {
         assert_eq!(kinds.of("apps/v1", "Deployment").unwrap().plural, "deployments");
         let error = kinds.of("extensions/v1beta1", "Deployment").unwrap_err().to_string();
         assert_eq!(error, "Deployment is served as apps/v1, not as extensions/v1beta1");
-        assert!(kinds.of("v1", "Service").is_err());
+        kinds.of("v1", "Service").unwrap_err();
     }
 
     #[test]

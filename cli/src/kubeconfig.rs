@@ -83,15 +83,55 @@ fn read(path: &Path) -> anyhow::Result<Kubeconfig> {
     if file.is_dir() || file.len() > 16 << 20 {
         bail!("{} is not a kubeconfig", path.display());
     }
-    Kubeconfig::read_from(path).map_err(|error| match error {
-        kube::config::KubeconfigError::ReadConfig(error, _) => anyhow::Error::new(error)
-            .context(format!("cannot read the kubeconfig {}", path.display())),
-        kube::config::KubeconfigError::Parse(error) => {
-            let place = error.location().map(|at| format!(", line {}", at.line()));
-            anyhow!("{}{}: not a kubeconfig", path.display(), place.unwrap_or_default())
-        }
-        other => anyhow!("{}: {other}", path.display()),
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read the kubeconfig {}", path.display()))?;
+    if text.trim().is_empty() {
+        return Ok(Kubeconfig::default());
+    }
+    // By way of a `Value`: reading YAML into kube's many types would cost the
+    // program half a megabyte.
+    let mut value: Value = serde_saphyr::from_str(&text).map_err(|error| {
+        let place = error.location().map(|at| format!(", line {}", at.line()));
+        anyhow!("{}{}: not a kubeconfig", path.display(), place.unwrap_or_default())
+    })?;
+    resolve_paths(&mut value, path.parent().unwrap_or_else(|| Path::new("")));
+    serde_json::from_value(value).map_err(|error| {
+        // A message about a value would show it.
+        let kind = if error.to_string().starts_with("missing field") {
+            error.to_string()
+        } else {
+            "a field has the wrong type".to_owned()
+        };
+        anyhow!("{}: not a kubeconfig: {kind}", path.display())
     })
+}
+
+/// Files that a kubeconfig names are relative to its own folder.
+fn resolve_paths(config: &mut Value, folder: &Path) {
+    let resolve = |value: &mut Value| {
+        if let Some(path) = value.as_str().filter(|path| !path.is_empty()) {
+            *value = folder.join(path).to_string_lossy().into();
+        }
+    };
+    for (list, entry, keys) in [
+        ("clusters", "cluster", &["certificate-authority"][..]),
+        ("users", "user", &["client-certificate", "client-key", "tokenFile"]),
+    ] {
+        let Some(entries) = config.get_mut(list).and_then(Value::as_array_mut) else { continue };
+        for entry in entries.iter_mut().filter_map(|one| one.get_mut(entry)) {
+            for key in keys {
+                if let Some(value) = entry.get_mut(key) {
+                    resolve(value);
+                }
+            }
+            // A plugin's bare name is looked for in PATH.
+            if let Some(command) = entry.get_mut("exec").and_then(|exec| exec.get_mut("command"))
+                && command.as_str().is_some_and(|command| command.contains('/'))
+            {
+                resolve(command);
+            }
+        }
+    }
 }
 
 impl Loaded {
@@ -288,8 +328,8 @@ mod tests {
         assert_eq!(two.default_namespace, "n-two");
         let error = loaded.connection(Some("three")).await.unwrap_err().to_string();
         assert!(error.ends_with("no context named \"three\" (there: one, two)"), "{error}");
-        assert!(load_files(&paths[..1], false).is_err());
-        assert!(load_files(&paths[..1], true).is_err());
+        load_files(&paths[..1], false).unwrap_err();
+        load_files(&paths[..1], true).unwrap_err();
     }
 
     #[test]
@@ -368,8 +408,8 @@ mod tests {
               user: {}
         "#]]
         .assert_eq(&yaml::emit(&merge(old, &new).unwrap()));
-        assert!(merge(json!("text"), &new).is_err());
-        assert!(merge(json!({"users": "text"}), &new).is_err());
+        merge(json!("text"), &new).unwrap_err();
+        merge(json!({"users": "text"}), &new).unwrap_err();
         assert_eq!(merge(Value::Null, &new).unwrap()["kind"], "Config");
     }
 

@@ -352,7 +352,7 @@ mod tests {
         assert_eq!(names(true), ["a", "b", "c", "e"]);
         let text = read(&[dir.path().join("d.txt")], false).unwrap();
         assert_eq!(text.documents.len(), 1);
-        assert!(read(&[dir.path().join("missing")], false).is_err());
-        assert!(read(&[dir.path().join("deep/nothing")], false).is_err());
+        read(&[dir.path().join("missing")], false).unwrap_err();
+        read(&[dir.path().join("deep/nothing")], false).unwrap_err();
     }
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::arguments::Apply;
 use crate::cluster::{Cluster, Content};
 use crate::console;
-use crate::failure::{Failure, is_not_found};
+use crate::failure::{Failure, Refusal, is_not_found};
 use crate::kinds::{Kind, Kinds};
 use crate::manifest::{self, Document, Place};
 use crate::progress::{self, Workload};
@@ -44,7 +44,7 @@ pub(super) async fn run(cluster: &Cluster, arguments: &Apply) -> anyhow::Result<
     }
     if arguments.wait && !arguments.dry_run {
         // What failed is told at once; the rest is worth waiting for all the same.
-        for failure in failures.drain(..).collect::<Vec<_>>() {
+        for failure in std::mem::take(&mut failures) {
             console::error(&failure);
             failures.push(failure);
         }
@@ -114,15 +114,29 @@ async fn apply(
     }
     let path = kind.object(&namespace, &name);
     let before = cluster.find(&path).await.with_context(|| named.clone())?;
-    let query = [
-        ("fieldManager", FIELD_MANAGER),
-        ("fieldValidation", "Strict"),
-        ("force", if arguments.force_conflicts { "true" } else { "" }),
-        ("dryRun", if arguments.dry_run { "All" } else { "" }),
-    ];
-    let url = with_query(&path, &query);
+    let url = |force: bool| {
+        let query = [
+            ("fieldManager", FIELD_MANAGER),
+            ("fieldValidation", "Strict"),
+            ("force", if force { "true" } else { "" }),
+            ("dryRun", if arguments.dry_run { "All" } else { "" }),
+        ];
+        with_query(&path, &query)
+    };
+    let write = async |force: bool| {
+        cluster.write(Method::PATCH, &url(force), Content::ApplyPatch, &object).await
+    };
     let suffix = if arguments.dry_run { " (server dry run)" } else { "" };
-    let answer = match cluster.write(Method::PATCH, &url, Content::ApplyPatch, &object).await {
+    let mut answer = write(arguments.force_conflicts).await;
+    if let Err(Failure::Refused(refusal)) = &answer
+        && let Some(fields) = own_conflicts(refusal)
+    {
+        console::warning(&format!(
+            "{named}: {fields} was changed by pinnace since the last apply; the manifest counts"
+        ));
+        answer = write(true).await;
+    }
+    let answer = match answer {
         Ok(answer) => answer,
         // In a dry run, the namespaces of the same manifests do not come to be.
         Err(failure)
@@ -145,8 +159,21 @@ async fn apply(
     };
     let line = format!("{named} {result}{suffix}");
     let waits = !matches!(rollout::progress(&answer.body), Progress::Nothing);
-    let workload = waits.then(|| Workload { name: named, path });
+    let workload = waits.then_some(Workload { name: named, path });
     Ok(Applied { line, workload })
+}
+
+/// The fields in conflict, where only other commands of this program own them:
+/// after `pinnace scale`, say, a manifest may take `spec.replicas` back.
+fn own_conflicts(refusal: &Refusal) -> Option<String> {
+    let own = format!("conflict with \"{FIELD_MANAGER}\"");
+    let is_conflict = refusal.code == 409 && refusal.message.starts_with("Apply failed");
+    let all_own = refusal.causes.iter().all(|(_, message)| message.starts_with(&own));
+    if !is_conflict || refusal.causes.is_empty() || !all_own {
+        return None;
+    }
+    let fields: Vec<&str> = refusal.causes.iter().map(|(field, _)| field.as_str()).collect();
+    Some(fields.join(", "))
 }
 
 fn is_missing_namespace(failure: &Failure) -> bool {
@@ -261,7 +288,7 @@ mod tests {
 
     #[test]
     fn namespaces_come_first_and_the_rest_keeps_its_order() {
-        let mut documents = vec![
+        let mut documents = [
             document(1, "Pod", "b"),
             document(2, "ConfigMap", "c"),
             document(3, "Pod", "a"),
@@ -281,6 +308,25 @@ mod tests {
             ["a.yaml, document 2 (line 2): Pod \"a\" is described already, in a.yaml, document 1 \
               (line 1): leave one of them out"]
         );
+    }
+
+    #[test]
+    fn only_conflicts_with_ourselves_are_ours_to_settle() {
+        let refusal = |managers: &[&str]| Refusal {
+            code: 409,
+            message: "Apply failed with conflicts".to_owned(),
+            causes: managers
+                .iter()
+                .map(|manager| {
+                    (".spec.replicas".to_owned(), format!("conflict with \"{manager}\" using v1"))
+                })
+                .collect(),
+            ..Refusal::default()
+        };
+        assert_eq!(own_conflicts(&refusal(&["pinnace"])).as_deref(), Some(".spec.replicas"));
+        assert_eq!(own_conflicts(&refusal(&["pinnace", "kubectl"])), None);
+        assert_eq!(own_conflicts(&refusal(&["pinnace-other"])), None);
+        assert_eq!(own_conflicts(&refusal(&[])), None);
     }
 
     #[test]

@@ -218,7 +218,7 @@ mod tests {
     use super::*;
 
     async fn archive(dir: &Path) -> Vec<u8> {
-        let store = LmdbStore::open(&dir.join("original"), Config::default()).unwrap();
+        let store = LmdbStore::open(dir.join("original"), Config::default()).unwrap();
         let value = br#"{"kind":"Pod","metadata":{"name":"a","resourceVersion":"1"}}"#;
         let write = StoreWrite::put("/core/pods/a/b", Expect::Absent, Bytes::from_static(value));
         store.write(vec![write]).await.unwrap();
@@ -249,7 +249,7 @@ mod tests {
             fs::read_dir(&data).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
         assert_eq!(left, ["pki", "store"]);
-        let store = LmdbStore::open(&data.join("store"), Config::default()).unwrap();
+        let store = LmdbStore::open(data.join("store"), Config::default()).unwrap();
         let object = store.get("/core/pods/a/b").unwrap().unwrap();
         let value: Value = serde_json::from_slice(&object.value).unwrap();
         assert_eq!(value["metadata"]["resourceVersion"], object.revision.to_string());
@@ -267,11 +267,11 @@ mod tests {
             if let Some(at) = flip {
                 damaged[at] ^= 1;
             }
-            assert!(check(damaged.as_slice()).is_err());
+            check(damaged.as_slice()).unwrap_err();
             let file = dir.path().join("damaged");
             fs::write(&file, &damaged).unwrap();
             let data = dir.path().join("data");
-            assert!(restore(&file, &data).is_err());
+            restore(&file, &data).unwrap_err();
             assert_eq!(fs::read_dir(&data).unwrap().count(), 0);
         }
     }

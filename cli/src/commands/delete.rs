@@ -85,7 +85,7 @@ async fn targets(
 /// Asks for the deletion; the uid of what goes.
 async fn delete(cluster: &Cluster, path: &str, arguments: &Delete) -> anyhow::Result<String> {
     let mut body = json!({"propagationPolicy": "Background"});
-    let grace = arguments.grace_period.or(arguments.force.then_some(0));
+    let grace = arguments.grace_period.or_else(|| arguments.force.then_some(0));
     if let Some(grace) = grace {
         body["gracePeriodSeconds"] = grace.into();
     }

@@ -261,7 +261,10 @@ mod tests {
                         "finishedAt": "2026-11-23T07:59:30Z"}}}]},
         });
         let context = Context { events: vec![event("BackOff", "restarting")], pods: Vec::new() };
-        check(&pod, &context, expect![[r#"
+        check(
+            &pod,
+            &context,
+            expect![[r#"
             Name:            web-1
             Namespace:       shop
             Labels:          a=b
@@ -299,7 +302,8 @@ mod tests {
               Type     Reason   Age                From       Message
               ----     ------   ---                ----       -------
               Warning  BackOff  60s (x3 over 10m)  scheduler  restarting
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
@@ -323,7 +327,10 @@ mod tests {
                    "status": {"phase": phase}})
         };
         let pods = vec![pod("web-1", "Running"), pod("old", "Succeeded")];
-        check(&node, &Context { events: Vec::new(), pods }, expect![[r#"
+        check(
+            &node,
+            &Context { events: Vec::new(), pods },
+            expect![[r#"
             Name:           pi-1
             Labels:         <none>
             Annotations:    <none>
@@ -356,7 +363,8 @@ mod tests {
               cpu       100m (2%)  0 (0%)
               memory    64Mi (7%)  1Gi (113%)
             Events:         <none>
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
@@ -370,7 +378,10 @@ mod tests {
                     "spec": {"containers": [{"name": "app", "image": "x"}]}}},
             "status": {"replicas": 2, "updatedReplicas": 2, "availableReplicas": 1, "readyReplicas": 1},
         });
-        check(&deployment, &Context::default(), expect![[r#"
+        check(
+            &deployment,
+            &Context::default(),
+            expect![[r#"
             Name:         web
             Namespace:    shop
             Labels:       <none>
@@ -390,7 +401,8 @@ mod tests {
               Node Selectors:  <none>
               Tolerations:     <none>
             Events:       <none>
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
@@ -400,7 +412,10 @@ mod tests {
             "metadata": {"name": "s", "namespace": "d", "creationTimestamp": "2026-11-23T07:00:00Z"},
             "data": {"password": "aHVudGVyMg=="},
         });
-        check(&secret, &Context::default(), expect![[r#"
+        check(
+            &secret,
+            &Context::default(),
+            expect![[r#"
             Name:         s
             Namespace:    d
             Labels:       <none>
@@ -410,7 +425,8 @@ mod tests {
             Data:
               password:  7 bytes
             Events:       <none>
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
@@ -419,7 +435,10 @@ mod tests {
             "kind": "ConfigMap", "metadata": {"name": "c", "creationTimestamp": "x"},
             "data": {"a": "one", "script": "line 1\nline 2\u{1b}[2J\n"}, "binaryData": {"b": "AAAA"},
         });
-        check(&map, &Context::default(), expect![[r#"
+        check(
+            &map,
+            &Context::default(),
+            expect![[r#"
             Name:         c
             Labels:       <none>
             Annotations:  <none>
@@ -430,13 +449,17 @@ mod tests {
                        line 2^[[2J
               b:       3 bytes
             Events:       <none>
-        "#]]);
+        "#]],
+        );
         let lease = json!({
             "kind": "Lease", "apiVersion": "coordination.k8s.io/v1",
             "metadata": {"name": "l", "creationTimestamp": "2026-11-23T07:00:00Z"},
             "spec": {"holderIdentity": "pi-1", "leaseDurationSeconds": 40, "list": [{"a": 1}, "x"], "none": {}},
         });
-        check(&lease, &Context::default(), expect![[r#"
+        check(
+            &lease,
+            &Context::default(),
+            expect![[r#"
             Name:         l
             Labels:       <none>
             Annotations:  <none>
@@ -452,6 +475,7 @@ mod tests {
                 1:  x
               None:                    <none>
             Events:       <none>
-        "#]]);
+        "#]],
+        );
     }
 }

@@ -124,7 +124,7 @@ fn source(
     many: bool,
 ) -> Source {
     let name = api::meta::name(pod);
-    let tail = arguments.tail.or(many.then_some(TAIL_OF_MANY)).filter(|tail| *tail >= 0);
+    let tail = arguments.tail.or_else(|| many.then_some(TAIL_OF_MANY)).filter(|tail| *tail >= 0);
     let tail = tail.map(|tail| tail.to_string()).unwrap_or_default();
     // The server counts in whole seconds, and 0 would be everything.
     let since = arguments.since.map(|since| since.as_secs().max(1).to_string());

@@ -1,6 +1,5 @@
 //! `pinnace scale`.
 
-use http::Method;
 use serde_json::json;
 
 use crate::arguments::Scale;
@@ -23,8 +22,8 @@ pub(super) async fn run(cluster: &Cluster, arguments: &Scale) -> anyhow::Result<
         for name in selection.names {
             let path = kind.object(&cluster.namespace, &name);
             let scale = json!({"spec": {"replicas": arguments.replicas}});
-            let scale_path = format!("{path}/scale");
-            cluster.write(Method::PATCH, &scale_path, Content::MergePatch, &scale).await?;
+            super::apply::patch(cluster, &format!("{path}/scale"), Content::MergePatch, &scale)
+                .await?;
             console::line(format_args!("{} scaled", kind.named(&name)))?;
             workloads.push(Workload { name: kind.named(&name), path });
         }

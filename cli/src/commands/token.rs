@@ -247,7 +247,7 @@ mod tests {
         let secret = record.to_secret();
         assert_eq!(secret["metadata"]["name"], "pinnace-token-00010203");
         assert_eq!(EnrolmentToken::from_secret(&secret), Ok(record));
-        assert!(make(&request(), vec!["nonsense".to_owned()], b"", random, 0).is_err());
+        make(&request(), vec!["nonsense".to_owned()], b"", random, 0).unwrap_err();
     }
 
     #[test]
@@ -267,8 +267,8 @@ mod tests {
     #[test]
     fn a_token_needs_one_authority_to_pin() {
         assert_eq!(authority(&[vec![1]]).unwrap(), [1]);
-        assert!(authority(&[]).is_err());
-        assert!(authority(&[vec![1], vec![2]]).is_err());
+        authority(&[]).unwrap_err();
+        authority(&[vec![1], vec![2]]).unwrap_err();
     }
 
     #[test]

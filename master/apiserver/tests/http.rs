@@ -367,6 +367,60 @@ async fn silent_and_rude_clients_hold_up_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn too_many_requests_are_told_to_come_back() {
+    let limits = pinnace_apiserver::Limits { requests_max: 0, ..Default::default() };
+    let running = support::start_with(Arc::new(MemoryStore::new()), limits).await;
+    let reply = running.ask("GET", PODS, &[], b"").await;
+    assert_eq!((reply.code, reply.header("retry-after")), (429, "1"));
+    assert_eq!(reply.json()["reason"], "TooManyRequests");
+    assert_eq!(running.ask("GET", "/readyz", &[], b"").await.code, 200);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_kept_on_disk_lists_pages_and_watches_alike() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = support::start(support::on_disk(dir.path())).await;
+    let who = Identity::master("test");
+    let options = WriteOptions::default();
+    let lease = by_kind("coordination.k8s.io", "Lease").unwrap();
+    let event = by_kind("", "Event").unwrap();
+    for n in 0..600 {
+        let name = format!("x{n:03}");
+        let object = json!({"metadata": {"name": name}, "spec": {"holderIdentity": name}});
+        running.api.create(&who, lease, "default", object, &options).await.unwrap();
+        let object = json!({
+            "metadata": {"name": name}, "reason": "Test", "type": "Normal", "message": "m",
+            "involvedObject": {"kind": "Pod", "name": "p", "namespace": "default"},
+        });
+        running.api.create(&who, event, "default", object, &options).await.unwrap();
+    }
+    for (path, resource) in [
+        ("/apis/coordination.k8s.io/v1/namespaces/default/leases", lease),
+        ("/api/v1/namespaces/default/events", event),
+    ] {
+        let list = running.ask("GET", path, &[], b"").await.json();
+        assert_eq!(list["items"].as_array().unwrap().len(), 600, "{path}");
+        let page = running.ask("GET", &format!("{path}?limit=400"), &[], b"").await.json();
+        let target = pinnace_apiserver::Target::object(resource, "default", "x500");
+        running.api.delete(&who, &target, &Default::default()).await.unwrap();
+        let token = page["metadata"]["continue"].as_str().unwrap();
+        let path = format!("{path}?limit=400&continue={token}");
+        let rest = running.ask("GET", &path, &[], b"").await.json();
+        assert_eq!(rest["items"].as_array().unwrap().len(), 200, "{path}: as it was");
+        let revision = list["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap();
+        let options = pinnace_apiserver::WatchOptions {
+            resource_version: Some(revision),
+            ..Default::default()
+        };
+        let mut watch = running.api.watch(&who, resource, "", &options).unwrap();
+        let seen = timeout(DEADLINE, watch.next()).await.unwrap();
+        assert!(matches!(seen, Some(pinnace_apiserver::WatchEvent::Deleted(_))), "{seen:?}");
+    }
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn reviews_answer_and_store_nothing() {
     let running = start().await;
     let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";

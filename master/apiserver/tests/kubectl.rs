@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail anywhere")]
 
 #[path = "../../../tests/src/kubectl_matrix.rs"]
+#[allow(unreachable_pub, reason = "public where the whole master is tested")]
 mod kubectl_matrix;
 mod support;
 
@@ -83,7 +84,8 @@ impl Kubectl {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs KUBECTL"]
 async fn users_see_what_they_know() {
-    let running = support::start(Arc::new(MemoryStore::new())).await;
+    let dir = tempfile::tempdir().unwrap();
+    let running = support::start(support::on_disk(dir.path())).await;
     let kubectl = Kubectl::new(&running, "admin", Some(MASTERS));
     let mut failures = String::new();
     for case in CASES {

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use base64::Engine as _;
 use pinnace_apiserver as apiserver;
 use pinnace_apiserver::{
-    Api, BoxFuture, HealthCheck, Identity, LogRequest, LogSource, LogStream, Server, ServerOptions,
-    Status, TokenAuthenticator,
+    Api, BoxFuture, HealthCheck, Identity, Limits, LogRequest, LogSource, LogStream, Server,
+    ServerOptions, Status, TokenAuthenticator,
 };
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa,
@@ -106,7 +106,21 @@ pub struct Running {
     serving: tokio::task::JoinHandle<()>,
 }
 
+/// A store on disk, with Events and Leases kept as the master keeps them.
+pub fn on_disk(dir: &Path) -> Arc<dyn Store> {
+    let config = store::Config {
+        volatile_prefixes: vec!["/core/events/".to_owned()],
+        memory_prefixes: vec!["/coordination.k8s.io/leases/".to_owned()],
+        ..store::Config::default()
+    };
+    Arc::new(store::LmdbStore::open(dir, config).unwrap())
+}
+
 pub async fn start(store: Arc<dyn Store>) -> Running {
+    start_with(store, Limits::default()).await
+}
+
+pub async fn start_with(store: Arc<dyn Store>, limits: Limits) -> Running {
     let authority = Authority::new();
     let (certificate, key) = authority.sign("master", None, &["localhost", "127.0.0.1"]);
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -128,11 +142,8 @@ pub async fn start(store: Arc<dyn Store>) -> Running {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let shutdown = CancellationToken::new();
-    let options = ServerOptions {
-        tokens: Some(Arc::new(Tokens)),
-        checks: vec![Arc::new(Gateway)],
-        ..ServerOptions::default()
-    };
+    let options =
+        ServerOptions { tokens: Some(Arc::new(Tokens)), checks: vec![Arc::new(Gateway)], limits };
     let server = Server::new(api.clone(), options, shutdown.clone());
     let serving = tokio::spawn(async move { server.serve(listener, Arc::new(tls)).await });
     Running { api, port, authority, shutdown, serving }

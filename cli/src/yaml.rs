@@ -6,6 +6,9 @@
 
 use serde_json::Value;
 
+/// Longer lines are broken at the next space.
+const WIDTH: usize = 80;
+
 /// `value` as a document, ending in a line end.
 pub(crate) fn emit(value: &Value) -> String {
     let mut out = String::new();
@@ -13,7 +16,7 @@ pub(crate) fn emit(value: &Value) -> String {
         Value::Object(map) if !map.is_empty() => emit_map(value, 0, &mut out),
         Value::Array(list) if !list.is_empty() => emit_list(value, 0, &mut out),
         other => {
-            out.push_str(&scalar(other, 0));
+            out.push_str(&scalar(other, 0, 0));
             out.push('\n');
         }
     }
@@ -41,7 +44,8 @@ fn emit_map(value: &Value, indent: usize, out: &mut String) {
             }
             other => {
                 out.push(' ');
-                out.push_str(&scalar(other, indent + 2));
+                let column = column(out);
+                out.push_str(&scalar(other, indent + 2, column));
                 out.push('\n');
             }
         }
@@ -58,21 +62,53 @@ fn emit_list(value: &Value, indent: usize, out: &mut String) {
             Value::Object(map) if !map.is_empty() => emit_map(value, indent + 2, out),
             Value::Array(list) if !list.is_empty() => emit_list(value, indent + 2, out),
             other => {
-                out.push_str(&scalar(other, indent + 2));
+                let column = column(out);
+                out.push_str(&scalar(other, indent + 2, column));
                 out.push('\n');
             }
         }
     }
 }
 
-fn scalar(value: &Value, indent: usize) -> String {
+/// How many characters the last line of `out` has.
+fn column(out: &str) -> usize {
+    out.rsplit('\n').next().unwrap_or_default().chars().count()
+}
+
+/// A value that begins in `column`, whose further lines are indented by `indent`.
+fn scalar(value: &Value, indent: usize, column: usize) -> String {
     match value {
         Value::Null => "null".to_owned(),
         Value::Object(_) => "{}".to_owned(),
         Value::Array(_) => "[]".to_owned(),
-        Value::String(value) => text(value, Some(indent)),
+        Value::String(value) => fold(&text(value, Some(indent)), indent, column),
         other => other.to_string(),
     }
+}
+
+/// A text without line ends, broken at spaces where a line is longer than
+/// [`WIDTH`], as Go's emitter does.
+fn fold(text: &str, indent: usize, mut column: usize) -> String {
+    if text.contains('\n') || text.starts_with('"') {
+        return text.to_owned();
+    }
+    let mut out = String::with_capacity(text.len());
+    let mut chars = text.chars().peekable();
+    let mut after_space = true;
+    while let Some(c) = chars.next() {
+        // The quote that ends the text is no place to go on.
+        let goes_on = chars.peek().is_some_and(|next| *next != ' ' && *next != '\'');
+        if c == ' ' && !after_space && column > WIDTH && goes_on {
+            out.push('\n');
+            out.extend(std::iter::repeat_n(' ', indent));
+            column = indent;
+        } else {
+            out.push(c);
+            column += 1;
+        }
+        after_space = c == ' ';
+    }
+    out
 }
 
 /// A string; as a block only where `indent` says how deep.
@@ -94,8 +130,8 @@ fn is_special(c: char) -> bool {
 /// Whether a reader would take the plain text for something else than a string.
 fn means_something_else(value: &str) -> bool {
     let words = [
-        "", "~", "null", "true", "false", "yes", "no", "on", "off", "y", "n", "=", "<<", ".nan",
-        ".inf", "+.inf", "-.inf",
+        "", "~", "null", "true", "false", "yes", "no", "on", "off", "y", "n", "<<", ".nan", ".inf",
+        "+.inf", "-.inf",
     ];
     if words.contains(&value.to_ascii_lowercase().as_str()) {
         return true;
@@ -139,21 +175,23 @@ fn is_plain(value: &str) -> bool {
 }
 
 fn fits_block(value: &str) -> bool {
-    // A space before a line's end, or a first line that begins with one, needs quotes.
+    // A space before a line's end needs quotes.
     !value.chars().any(|c| c != '\n' && c != '\t' && is_special(c))
         && !value.contains(" \n")
         && !value.ends_with(' ')
-        && !value.starts_with([' ', '\n', '\t'])
-        && !value.contains('\t')
+        && !value.starts_with('\t')
 }
 
 fn block(value: &str, indent: usize) -> String {
     let body = value.trim_end_matches('\n');
-    let mut out = match value.len() - body.len() {
-        0 => "|-".to_owned(),
-        1 => "|".to_owned(),
-        _ => "|+".to_owned(),
+    // Where the first line begins with a space, the indentation cannot be guessed.
+    let hint = if value.starts_with([' ', '\n']) { "2" } else { "" };
+    let chomp = match value.len() - body.len() {
+        0 => "-",
+        1 if !body.is_empty() => "",
+        _ => "+",
     };
+    let mut out = format!("|{hint}{chomp}");
     let body = value.strip_suffix('\n').unwrap_or(value);
     for line in body.split('\n') {
         out.push('\n');
@@ -232,8 +270,23 @@ mod tests {
     }
 
     #[test]
+    fn long_lines_are_broken_where_go_breaks_them() {
+        let words = "a very long text that goes on and on and on and on and on and on and on and \
+                     on and on, more than eighty characters";
+        expect![[r#"
+            annotations:
+              long: a very long text that goes on and on and on and on and on and on and on and
+                on and on, more than eighty characters
+        "#]]
+        .assert_eq(&emit(&json!({"annotations": {"long": words}})));
+    }
+
+    #[test]
     fn every_text_reads_back_as_itself() {
-        let texts = [
+        let long = "word ".repeat(60) + "end";
+        let long_quoted = format!("it's: {long} 'quoted'");
+        let spaced = "two  spaces   and more ".repeat(10) + "end";
+        let texts: &[&str] = &[
             "",
             " ",
             "a",
@@ -306,6 +359,13 @@ mod tests {
             "a\n b\n",
             "\n",
             "\n\n",
+            "\n x",
+            " x\n",
+            "  a\n b\n\n",
+            "a\n\tb\n",
+            &long,
+            &long_quoted,
+            &spaced,
             "100m",
             "0777",
             "09",
@@ -314,7 +374,7 @@ mod tests {
             ".nan",
             "key\u{0}",
         ];
-        for text in texts {
+        for &text in texts {
             let value = json!({"k": text, "l": [text], text: 1});
             let emitted = emit(&value);
             let back: Value = serde_saphyr::from_str(&emitted).unwrap_or_else(|error| {

@@ -121,10 +121,12 @@ impl View<'_> {
         let mut n_rows = 0;
         let mut follow = None;
         let with_header = !self.arguments.no_headers;
+        // Beside namespaced kinds, others leave the column empty, as in kubectl.
+        let any_namespaced = selections.iter().any(|selection| selection.kind.namespaced);
         for selection in selections {
             let layout = Layout {
                 wide,
-                namespace: self.arguments.all_namespaces && selection.kind.namespaced,
+                namespace: self.arguments.all_namespaces && any_namespaced,
                 prefix: if selections.len() > 1 { selection.kind.named("") } else { String::new() },
                 labels: self.arguments.show_labels,
             };

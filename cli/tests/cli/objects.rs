@@ -261,11 +261,11 @@ async fn objects_are_shown_as_in_kubectl() {
         default     pod/a-longer-name   0/2     Pending   0          0s    app=web
         default     pod/web-1           2/2     Running   2          0s    app=web
 
-        NAME                        STATUS   AGE   LABELS
-        namespace/default           Active   0s    kubernetes.io/metadata.name=default
-        namespace/kube-node-lease   Active   0s    kubernetes.io/metadata.name=kube-node-lease
-        namespace/kube-public       Active   0s    kubernetes.io/metadata.name=kube-public
-        namespace/kube-system       Active   0s    kubernetes.io/metadata.name=kube-system
+        NAMESPACE   NAME                        STATUS   AGE   LABELS
+                    namespace/default           Active   0s    kubernetes.io/metadata.name=default
+                    namespace/kube-node-lease   Active   0s    kubernetes.io/metadata.name=kube-node-lease
+                    namespace/kube-public       Active   0s    kubernetes.io/metadata.name=kube-public
+                    namespace/kube-system       Active   0s    kubernetes.io/metadata.name=kube-system
     "#]]
     .assert_eq(&ages(cluster.ok("get pods,ns -A --show-labels").await));
     expect![[r#"

@@ -10,12 +10,14 @@ mod nodes;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use api::resource::Storage;
 use api::{ObjectKey, Value, meta};
 use futures::StreamExt as _;
 use serde_json::json;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::clock::Clock;
 use crate::cluster::{
@@ -42,12 +44,22 @@ struct State {
     objects: BTreeMap<(String, ObjectKey), Value>,
     revision: u64,
     n_uids: u64,
-    log: VecDeque<(String, Change)>,
+    log: VecDeque<Logged>,
     /// Nothing at or before this revision can be watched from.
     compacted: u64,
     /// Watches made before this count end.
     watch_epoch: u64,
-    faults: VecDeque<ClusterError>,
+    /// Writes of these resources fail, in this order.
+    faults: VecDeque<(&'static str, ClusterError)>,
+    /// How long watches of a resource are behind, by plural.
+    lags: BTreeMap<&'static str, Duration>,
+}
+
+#[derive(Clone, Debug)]
+struct Logged {
+    plural: String,
+    change: Change,
+    at: Instant,
 }
 
 impl Default for FakeCluster {
@@ -108,9 +120,14 @@ impl FakeCluster {
         self.lock().objects.get(&(resource.qualified_plural(), key.clone())).cloned()
     }
 
-    /// The next write fails with this error.
-    pub fn fail_next_write(&self, error: ClusterError) {
-        self.lock().faults.push_back(error);
+    /// The next write of this resource fails with this error.
+    pub fn fail_next_write(&self, resource: Kind, error: ClusterError) {
+        self.lock().faults.push_back((resource.plural, error));
+    }
+
+    /// From now on watches of this resource are that far behind.
+    pub fn set_lag(&self, resource: Kind, lag: Duration) {
+        self.lock().lags.insert(resource.plural, lag);
     }
 
     /// Ends every watch.
@@ -165,12 +182,13 @@ impl FakeCluster {
 
     fn write<R>(
         &self,
-        _: Kind,
+        resource: Kind,
         write: impl FnOnce(&mut State) -> Result<R, ClusterError>,
     ) -> Result<R, ClusterError> {
         let mut state = self.lock();
-        if let Some(fault) = state.faults.pop_front() {
-            return Err(fault);
+        let fault = state.faults.iter().position(|(plural, _)| *plural == resource.plural);
+        if let Some((_, error)) = fault.and_then(|at| state.faults.remove(at)) {
+            return Err(error);
         }
         let result = write(&mut state);
         let revision = state.revision;
@@ -246,8 +264,12 @@ impl State {
             self.objects.insert((plural.clone(), key.clone()), object.clone());
             Some(object.clone())
         };
-        self.log.push_back((plural, Change { revision: self.revision, key, object: shown }));
+        self.note(plural, Change { revision: self.revision, key, object: shown });
         object
+    }
+
+    fn note(&mut self, plural: String, change: Change) {
+        self.log.push_back(Logged { plural, change, at: Instant::now() });
     }
 
     fn drop_object(&mut self, resource: Kind, key: &ObjectKey) {
@@ -255,7 +277,7 @@ impl State {
         if self.objects.remove(&(plural.clone(), key.clone())).is_some() {
             self.revision += 1;
             let change = Change { revision: self.revision, key: key.clone(), object: None };
-            self.log.push_back((plural, change));
+            self.note(plural, change);
         }
     }
 }
@@ -469,7 +491,7 @@ impl Cluster for FakeCluster {
         let stream =
             futures::stream::unfold(start, move |(fake, mut writes, plural, seen)| async move {
                 loop {
-                    {
+                    let next = {
                         let state = fake.lock();
                         if state.watch_epoch != epoch {
                             return None;
@@ -477,16 +499,15 @@ impl Cluster for FakeCluster {
                         let next = state
                             .log
                             .iter()
-                            .find(|(other, change)| *other == plural && change.revision > seen);
-                        if let Some((_, change)) = next {
-                            let change = change.clone();
-                            drop(state);
-                            let seen = change.revision;
-                            return Some((
-                                Ok(WatchItem::Change(change)),
-                                (fake, writes, plural, seen),
-                            ));
-                        }
+                            .find(|entry| entry.plural == plural && entry.change.revision > seen);
+                        let lag = state.lags.get(resource.plural).copied().unwrap_or_default();
+                        next.cloned().map(|entry| (entry.change, entry.at + lag))
+                    };
+                    if let Some((change, due)) = next {
+                        tokio::time::sleep_until(due).await;
+                        let seen = change.revision;
+                        let item = Ok(WatchItem::Change(change));
+                        return Some((item, (fake, writes, plural, seen)));
                     }
                     if writes.changed().await.is_err() {
                         return None;

@@ -91,6 +91,7 @@ impl World {
     pub(crate) fn restart_master(&mut self) {
         self.shutdown.cancel();
         self.shutdown = CancellationToken::new();
+        self.nodes.forget_silence();
         self.fleet = Self::run(&self.cluster, &self.nodes, &self.registry, &self.shutdown);
     }
 

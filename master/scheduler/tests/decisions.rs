@@ -250,7 +250,7 @@ fn act() -> impl Strategy<Value = Act> {
 }
 
 fn classes() -> Vec<Arc<Demand>> {
-    [(0, 0), (250, 100), (1000, 512), (4000, 2048)]
+    [(0, 0), (250, 100), (100, 1500), (4000, 2048)]
         .map(|(cpu, memory)| Arc::new(oci(cpu, memory)))
         .to_vec()
 }

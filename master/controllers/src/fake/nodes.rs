@@ -84,6 +84,11 @@ impl FakeNodes {
         self.0.changed.notify_one();
     }
 
+    /// A new master has heard of nobody yet.
+    pub fn forget_silence(&self) {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner).gone.clear();
+    }
+
     fn is_live(&self, name: &str) -> bool {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner).live.contains(name)
     }

@@ -73,6 +73,23 @@ async fn orphans_stay_without_their_owner() {
     assert!(api::meta::owner_references(set).is_empty());
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_owner_that_is_not_shown_yet_is_not_gone() {
+    let world = World::start(&[]).await;
+    world.cluster.set_lag(kinds::replica_sets(), Duration::from_secs(60));
+    let owner = world
+        .create(
+            kinds::replica_sets(),
+            json!({"metadata": {"name": "late"}, "spec": {"replicas": 0}}),
+        )
+        .await;
+    let owned = json!({"metadata": {"name": "owned", "ownerReferences": [
+        {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "late", "uid": api::meta::uid(&owner)}]}});
+    world.create(kinds::config_maps(), owned).await;
+    world.pass(Duration::from_secs(300)).await;
+    assert!(world.get(kinds::config_maps(), "owned").is_some());
+}
+
 fn config_map(name: &str, owners: &[&Value]) -> Value {
     let owners: Vec<Value> = owners
         .iter()

@@ -55,6 +55,7 @@ async fn it_waits_for_pods_nobody_heard_of_and_says_so() {
     world.pass(Duration::from_secs(300)).await;
     let namespace = world.get(kinds::namespaces(), "ns").expect("it waits");
     let message = namespace["status"]["conditions"][0]["message"].as_str().unwrap();
+    assert!(world.get(kinds::config_maps(), "settings").is_some(), "pods may still use it");
     assert_eq!(message, "Some resources are remaining: pods. has 2 resource instances");
     world.nodes.revive("a");
     world

@@ -165,6 +165,39 @@ async fn pods_are_made_once_and_follow_the_size() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_projection_that_is_behind_makes_no_pod_twice() {
+    let world = World::start(&["a", "b"]).await;
+    world.cluster.set_lag(kinds::pods(), Duration::from_secs(2));
+    world.create(kinds::replica_sets(), replica_set("web", 10)).await;
+    let sized = |cluster: &crate::fake::FakeCluster, size: u64| {
+        let set = cluster.object(kinds::replica_sets(), &ObjectKey::new("ns", "web"));
+        set.is_some_and(|set| {
+            set["status"].get("readyReplicas").and_then(Value::as_u64).unwrap_or(0) == size
+        })
+    };
+    for n in 0..20 {
+        // Something else about the set changes, so that it is looked at again.
+        world.edit(kinds::replica_sets(), "web", |set| {
+            set["metadata"]["annotations"]["n"] = n.to_string().into();
+        });
+        world.pass(Duration::from_millis(300)).await;
+        assert!(world.pods().len() <= 10, "pods were made twice");
+    }
+    world.until("ready", |cluster| sized(cluster, 10)).await;
+    let mut least = usize::MAX;
+    world.edit(kinds::replica_sets(), "web", |set| set["spec"]["replicas"] = 6.into());
+    for n in 0..20 {
+        world.edit(kinds::replica_sets(), "web", |set| {
+            set["metadata"]["annotations"]["n"] = n.to_string().into();
+        });
+        world.pass(Duration::from_millis(300)).await;
+        least = least.min(world.pods().len());
+    }
+    world.until("smaller", |cluster| sized(cluster, 6)).await;
+    assert_eq!(least, 6, "more pods were deleted than asked");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pod_that_fails_or_goes_is_replaced() {
     let world = World::start(&["a"]).await;
     world.create(kinds::replica_sets(), replica_set("web", 2)).await;
@@ -211,7 +244,7 @@ async fn pods_that_cannot_be_made_are_told_and_tried_again() {
     let what = Named::new(kinds::pods(), &ObjectKey::new("ns", "web"));
     world.edit(kinds::replica_sets(), "web", |set| set["spec"]["replicas"] = 5.into());
     let refused = ClusterError::Forbidden { what, message: "exceeded quota".to_owned() };
-    world.cluster.fail_next_write(refused);
+    world.cluster.fail_next_write(kinds::pods(), refused);
     world.until("made", |cluster| crate::testing::pods_of(cluster).len() == 5).await;
     world
         .until("ready", |cluster| {

@@ -75,17 +75,30 @@ async fn no_node_gets_more_than_it_has() {
 #[tokio::test(start_paused = true)]
 async fn a_binding_that_fails_is_tried_again() {
     let world = World::start(&["a"]).await;
-    // The write after the record of the image is the binding.
-    world.create(kinds::pods(), pod("p", "100m")).await;
-    world
-        .until("recorded", |cluster| {
-            cluster.objects(kinds::pods())[0]["metadata"].get("annotations").is_some()
-        })
-        .await;
+    // Room for one pod, and a reason to wait until the faults are set.
+    let mut big = pod("p", "3");
+    big["spec"]["nodeSelector"] = json!({"zone": "b"});
+    world.create(kinds::pods(), big).await;
+    world.until("told", |cluster| condition(cluster, "p")["status"] == "False").await;
     for _ in 0..3 {
-        world.cluster.fail_next_write(ClusterError::Unavailable("busy".to_owned()));
+        let busy = ClusterError::Unavailable("busy".to_owned());
+        world.cluster.fail_next_write(kinds::pods(), busy);
     }
+    world.edit(kinds::nodes(), "a", |node| node["metadata"]["labels"]["zone"] = "b".into());
     world.until("bound", |cluster| n_bound(cluster) == 1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_projection_that_is_behind_over_commits_nothing() {
+    let world = World::start(&["a", "b"]).await;
+    world.cluster.set_lag(kinds::pods(), Duration::from_secs(3));
+    for n in 0..10 {
+        world.create(kinds::pods(), pod(&format!("p{n}"), "1500m")).await;
+        world.pass(Duration::from_millis(200)).await;
+    }
+    world.until("full", |cluster| n_bound(cluster) == 4).await;
+    world.pass(Duration::from_secs(60)).await;
+    assert_eq!(n_bound(&world.cluster), 4);
 }
 
 #[tokio::test(start_paused = true)]

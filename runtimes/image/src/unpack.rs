@@ -317,7 +317,7 @@ impl Unpacker {
             }
             return Ok(());
         };
-        let parent_path = meta.path.parent().unwrap_or(Path::new("")).to_owned();
+        let parent_path = meta.path.parent().unwrap_or_else(|| Path::new("")).to_owned();
         let parent = self.folder(&parent_path).map_err(meta.disk())?;
         if let Some(hidden) = name.as_bytes().strip_prefix(b".wh.") {
             return self.whiteout(&meta, &parent, &parent_path, hidden);
@@ -352,7 +352,7 @@ impl Unpacker {
                     let error = io::Error::from(error);
                     meta.bad(format!("a hard link to {}: {error}", target.display()))
                 };
-                let folder = self.open_folder(target.parent().unwrap_or(Path::new("")));
+                let folder = self.open_folder(target.parent().unwrap_or_else(|| Path::new("")));
                 let folder = folder.map_err(failed)?;
                 self.clear(&meta, &parent, &name)?;
                 // Without AT_SYMLINK_FOLLOW: a link to a link is a link to the link.

@@ -1,6 +1,6 @@
 //! Images pushed to Debian's `docker-registry` and pulled from it, and registries
 //! that misbehave. Everything on 127.0.0.1, on ports the system chooses.
-#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::fs;
 use std::path::Path;

@@ -1,5 +1,5 @@
 //! Layers, good and hostile, unpacked as root.
-#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::fs;
 use std::io::Write as _;

@@ -113,10 +113,9 @@ impl Runtime for ShimRuntime {
             // and will find out how it ended. Until then nothing new is known.
             (Observed::Lost, Ok(file)) => match dir.exit() {
                 Ok(exit) => Observed::Exited(exit),
-                Err(_) => Observed::Running(Running {
-                    pid: Pid(file.pid),
-                    started_ms: file.started_ms,
-                }),
+                Err(_) => {
+                    Observed::Running(Running { pid: Pid(file.pid), started_ms: file.started_ms })
+                }
             },
             (observed, _) => observed,
         }
@@ -245,10 +244,10 @@ impl Inner {
             return Err(RuntimeError::BadId(id.to_owned()));
         }
         let dir = self.dir(id);
-        if signal == SIGKILL {
-            if let Ok(spec) = dir.spec() {
-                self.hierarchies.kill(&spec.cgroup);
-            }
+        if signal == SIGKILL
+            && let Ok(spec) = dir.spec()
+        {
+            self.hierarchies.kill(&spec.cgroup);
         }
         if dir.exit().is_ok() {
             return Ok(());

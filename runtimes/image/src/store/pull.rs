@@ -46,7 +46,7 @@ impl Store {
                 self.write_blob(raw.digest, &raw.bytes)?;
                 (raw.digest, manifest)
             }
-            Document::Index(entries) => self.from_index(registry, &wanted, &entries).await?,
+            Document::Index(entries) => self.manifest_of(registry, &wanted, &entries).await?,
         };
         let image = wanted.at(manifest_digest);
         let config = self.config(registry, &image, &manifest).await?;
@@ -65,7 +65,7 @@ impl Store {
             .ok_or_else(|| malformed(&image, "the image", "it vanished while it was pulled"))
     }
 
-    async fn from_index(
+    async fn manifest_of(
         &self,
         registry: &Registry,
         image: &Reference,

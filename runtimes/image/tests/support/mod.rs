@@ -1,5 +1,5 @@
 //! Debian's `docker-registry`, started by a test on a port of the system's choice.
-#![allow(missing_docs, unreachable_pub)]
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 use std::fs;
 use std::io::{BufRead, BufReader};

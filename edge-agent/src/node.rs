@@ -103,6 +103,8 @@ pub struct Node {
     hello_at: Option<Duration>,
     command_counter: u64,
     assembly: Assembly,
+    /// Epochs left behind on this connection: what still arrives of them is late.
+    retired: Vec<Epoch>,
     reports: Reports,
     outputs: Vec<Output>,
 }
@@ -132,6 +134,7 @@ impl Node {
             hello_at: None,
             command_counter: 0,
             assembly: Assembly::new(sha256),
+            retired: Vec::new(),
             reports: Reports::new(boot_id),
             outputs: Vec::new(),
         }
@@ -146,6 +149,7 @@ impl Node {
             n_hellos: 0,
             heartbeat_due: now + self.heartbeat_every(),
         });
+        self.retired.clear();
         self.reports.send_again(now);
     }
 
@@ -323,6 +327,9 @@ impl Node {
     }
 
     fn snapshot(&mut self, set: SnapshotV1) {
+        if self.retired.contains(&set.epoch) {
+            return;
+        }
         if let Some(newest) = &self.set
             && newest.epoch == set.epoch
         {
@@ -415,10 +422,11 @@ impl Node {
 
     /// Takes a set that is newer than all before it.
     fn take(&mut self, set: SnapshotV1) {
-        let other_store = self.set.as_ref().is_some_and(|newest| newest.epoch != set.epoch);
-        if other_store {
+        let left = self.set.as_ref().map(|newest| newest.epoch).filter(|epoch| *epoch != set.epoch);
+        if let Some(left) = left {
+            self.retired.push(left);
             // A restored master may know older statuses, or none.
-            self.reports.want_full();
+            self.reports.other_store();
         }
         let set = Arc::new(set);
         self.set = Some(set.clone());

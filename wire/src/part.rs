@@ -1,9 +1,9 @@
 //! Messages that are too large for one packet.
 //!
 //! The sender splits the message's bytes, keeps at most [`WINDOW`] parts on the
-//! way, and goes on when [`PartAckV1`] says how many have arrived. The receiver
-//! takes parts in order only, so it holds one growing buffer and nothing else;
-//! what is lost is sent again from the first gap. Parts are named by the
+//! way, and goes on when [`PartAckV1`] says how many have arrived without a gap;
+//! what is lost is sent again from the first gap. The receiver holds one message
+//! at a time, at most [`ASSEMBLED_BYTES_MAX`]. Parts are named by the
 //! SHA-256 of the whole, so a reconnect goes on where it stopped and two
 //! messages never mix. The hash function comes from the caller: this crate has
 //! no cryptography.
@@ -104,9 +104,7 @@ impl Split {
 pub struct Assembly {
     digest: Digest,
     sha256: [u8; 32],
-    n_parts: u16,
-    n_have: u16,
-    bytes: Vec<u8>,
+    parts: Vec<Option<Vec<u8>>>,
 }
 
 /// What a part led to.
@@ -124,11 +122,11 @@ impl Assembly {
     /// Nothing received yet.
     #[must_use]
     pub fn new(digest: Digest) -> Self {
-        Self { digest, sha256: [0; 32], n_parts: 0, n_have: 0, bytes: Vec::new() }
+        Self { digest, sha256: [0; 32], parts: Vec::new() }
     }
 
-    /// Takes a part: the next one, one that came before, or the first of another
-    /// message, which replaces what was collected.
+    /// Takes a part, in any order. The first of another message replaces what was
+    /// collected; any part does where nothing was.
     pub fn take(&mut self, part: &PartV1) -> Assembled {
         let last = part.index.checked_add(1) == Some(part.n_parts);
         let size_fits = if last {
@@ -139,26 +137,26 @@ impl Assembly {
         if part.n_parts > PARTS_MAX || part.index >= part.n_parts || !size_fits {
             return Assembled::Damaged;
         }
-        if part.sha256 != self.sha256 || part.n_parts != self.n_parts {
-            if part.index != 0 {
+        let n_parts = usize::from(part.n_parts);
+        if part.sha256 != self.sha256 || n_parts != self.parts.len() {
+            if part.index != 0 && !self.parts.is_empty() {
                 return Assembled::Partial(PartAckV1 { sha256: part.sha256, n_have: 0 });
             }
-            *self = Self::new(self.digest);
             self.sha256 = part.sha256;
-            self.n_parts = part.n_parts;
+            self.parts = vec![None; n_parts];
         }
-        if part.index == self.n_have {
-            self.bytes.extend_from_slice(&part.bytes);
-            self.n_have += 1;
-        }
-        let ack = PartAckV1 { sha256: self.sha256, n_have: self.n_have };
-        if self.n_have < self.n_parts {
+        self.parts[usize::from(part.index)].get_or_insert_with(|| part.bytes.clone());
+        let n_have = self.parts.iter().take_while(|part| part.is_some()).count();
+        let ack = PartAckV1 {
+            sha256: self.sha256,
+            n_have: u16::try_from(n_have).expect("at most PARTS_MAX"),
+        };
+        if n_have < n_parts {
             return Assembled::Partial(ack);
         }
-        let bytes = std::mem::take(&mut self.bytes);
-        let expected = self.sha256;
-        *self = Self::new(self.digest);
-        if (self.digest)(&bytes) == expected {
+        let parts = std::mem::take(&mut self.parts);
+        let bytes: Vec<u8> = parts.into_iter().flatten().flatten().collect();
+        if (self.digest)(&bytes) == ack.sha256 {
             Assembled::Whole(ack, bytes)
         } else {
             Assembled::Damaged
@@ -241,8 +239,9 @@ mod tests {
         let mut split = Split::new(bytes.clone(), digest).unwrap();
         let parts: Vec<PartV1> = std::iter::from_fn(|| split.next_part()).collect();
         let mut assembly = Assembly::new(digest);
-        for index in [1, 0, 0, 3, 1, 2, 0, 4, 3] {
-            assembly.take(&parts[index]);
+        for (index, expected) in [(1, 0), (0, 2), (0, 2), (3, 2), (1, 2), (2, 4), (0, 4), (3, 4)] {
+            let ack = PartAckV1 { sha256: digest(&bytes), n_have: expected };
+            assert_eq!(assembly.take(&parts[index]), Assembled::Partial(ack), "part {index}");
         }
         assert_eq!(
             assembly.take(&parts[4]),

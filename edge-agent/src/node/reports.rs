@@ -99,6 +99,12 @@ impl Reports {
         self.want_full = true;
     }
 
+    /// Another store asks: what the one before acknowledges does not count any more.
+    pub(super) fn other_store(&mut self) {
+        self.want_full = true;
+        self.on_the_way = None;
+    }
+
     pub(super) fn newest(&self) -> u64 {
         self.newest
     }

@@ -165,6 +165,18 @@ fn an_older_set_changes_nothing_and_another_epoch_everything() {
 }
 
 #[test]
+fn a_late_set_of_a_store_left_behind_changes_nothing_until_the_next_connection() {
+    let mut node = connected();
+    node.receive(at(1), &encode(&set(2, 5, &[7]))).unwrap();
+    node.receive(at(1), &encode(&set(1, 11, &[8]))).unwrap();
+    assert_eq!(node.set().unwrap().epoch, 2);
+    node.disconnected();
+    node.connected(at(2));
+    node.receive(at(2), &encode(&set(1, 11, &[8]))).unwrap();
+    assert_eq!(node.set().unwrap().epoch, 1, "somebody brought the old store back");
+}
+
+#[test]
 fn a_delta_applies_only_to_its_base() {
     let mut node = connected();
     uptodate(&mut node);
@@ -319,6 +331,21 @@ fn a_full_report_holds_every_pod_but_those_the_master_knows_are_gone() {
     let report = report(&messages);
     assert!(report.full);
     assert_eq!(report.pods.iter().map(|pod| pod.uid[0]).collect::<Vec<_>>(), [1, 3]);
+}
+
+#[test]
+fn what_the_store_before_acknowledged_is_told_to_the_restored_one() {
+    let mut node = connected();
+    uptodate(&mut node);
+    let gone = PodStatusV1 { terminated: true, ..status(2, "") };
+    node.statuses_changed(vec![gone.clone()]);
+    assert_eq!(report(&sent(&mut node, 1)).seq, 1);
+    node.receive(at(2), &encode(&set(2, 5, &[2]))).unwrap();
+    node.receive(at(2), &encode(&ReportAckV1 { boot_id: BOOT, seq: 1 })).unwrap();
+    let messages = sent(&mut node, 2);
+    let report = report(&messages);
+    assert!(report.full && report.seq == 2);
+    assert_eq!(report.pods, [gone]);
 }
 
 #[test]

@@ -97,7 +97,8 @@ pub enum Output {
         /// The revision.
         revision: u64,
     },
-    /// Store these statuses, then call [`NodeDispatcher::report_stored`].
+    /// Store these statuses, then call [`NodeDispatcher::report_stored`]. A node's
+    /// reports are to be stored in the order they come.
     Report(ReportV1),
     /// The broker says that the node's connection broke (its will).
     Gone,
@@ -389,6 +390,9 @@ impl NodeDispatcher {
         }
         if heartbeat.epoch == self.epoch {
             self.shown(heartbeat.revision);
+        } else if self.session.as_ref().is_some_and(|session| session.have.is_some()) {
+            // It had a set of ours, and now one of another store: let it say which.
+            self.resync(now, heartbeat.boot_id);
         }
         let Some(boot) = &mut self.boot else { return };
         if heartbeat.report_seq <= boot.report_taken {
@@ -419,7 +423,10 @@ impl NodeDispatcher {
             return;
         }
         let Some(boot) = &mut self.boot else { return };
-        if report.seq <= boot.report_stored {
+        if report.seq < boot.report_stored {
+            return;
+        }
+        if report.seq == boot.report_stored {
             let ack = ReportAckV1 { boot_id: report.boot_id, seq: report.seq };
             self.send(Channel::Command, encode(&ack));
             return;
@@ -449,7 +456,9 @@ impl NodeDispatcher {
         };
         self.last_seen = Some(now);
         if flight.split.as_mut().is_some_and(|split| split.acknowledge(ack)) {
-            flight.resend_at = now + flight.wait;
+            flight.wait = RESEND_FIRST;
+            flight.resend_at = now + RESEND_FIRST;
+            flight.n_resends = 0;
             self.send_parts();
         }
     }

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use runtime::{ContainerSpec, Resources, Runtime, RuntimeError, Security, User, Workload};
@@ -362,6 +362,26 @@ pub(crate) fn remove_cgroup(cgroup: &str) -> Result<(), String> {
     runtime::cgroup::Hierarchies::detect()
         .and_then(|hierarchies| hierarchies.remove(cgroup))
         .map_err(|error| format!("cannot remove the cgroup {cgroup}: {error}"))
+}
+
+/// Removes the cgroup above all pods, once none is left. One in use stays.
+pub(crate) fn remove_root_cgroup(folders: &Folders) {
+    for folder in cgroup_folders(&folders.cgroup()) {
+        // Not recursive: a pod that starts meanwhile is not disturbed.
+        let _ = fs::remove_dir(folder);
+    }
+}
+
+/// Folders of a cgroup in every hierarchy that is mounted where it usually is.
+pub(crate) fn cgroup_folders(cgroup: &str) -> Vec<PathBuf> {
+    let root = Path::new("/sys/fs/cgroup");
+    let below = cgroup.trim_start_matches('/');
+    let mut all = vec![root.join(below)];
+    if let Ok(hierarchies) = fs::read_dir(root) {
+        all.extend(hierarchies.flatten().map(|entry| entry.path().join(below)));
+    }
+    all.retain(|path| path.is_dir());
+    all
 }
 
 /// Removes a folder and what is in it, once nothing is mounted there any more.

@@ -14,9 +14,9 @@
 mod read;
 mod tail;
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -59,21 +59,24 @@ pub fn attempts(pod_logs: &Path, container: &str) -> Vec<u32> {
     all
 }
 
-/// Makes the folder of a new log and removes those of runs long past.
+/// Makes a new log and removes those of runs long past.
+///
+/// The file exists from here on, also where the run never begins: its number is
+/// how the node knows after a reboot how often a container was started.
 ///
 /// # Errors
-/// The folder cannot be made or read.
+/// It cannot be made.
 pub fn prepare(log: &Path) -> io::Result<()> {
     let folder = log.parent().unwrap_or(Path::new("/"));
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    OpenOptions::new().append(true).create(true).mode(0o600).open(log)?;
     let (Some(pod_logs), Some(container)) =
         (folder.parent(), folder.file_name().and_then(|name| name.to_str()))
     else {
         return Ok(());
     };
     let mut old = attempts(pod_logs, container);
-    // The new one is to come.
-    old.truncate(old.len().saturating_sub(RUNS_KEPT - 1));
+    old.truncate(old.len().saturating_sub(RUNS_KEPT));
     for attempt in old {
         let path = path(pod_logs, container, attempt);
         for path in [path.with_extension("log.1"), path] {
@@ -438,6 +441,6 @@ mod tests {
         }
         let logs = pod_logs(folder.path());
         prepare(&path(&logs, "a", 4)).unwrap();
-        assert_eq!(attempts(&logs, "a"), [3]);
+        assert_eq!(attempts(&logs, "a"), [3, 4]);
     }
 }

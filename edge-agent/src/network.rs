@@ -173,7 +173,15 @@ impl Network {
         let attachment =
             Attachment { host_link: self.host_link(uid), address, gateway: cidr.gateway() };
         let (paths, hostname) = (paths.clone(), hostname.to_owned());
-        blocking(move || namespaces::create(&paths, &hostname, &attachment)).await?;
+        blocking(move || {
+            namespaces::create(&paths, &hostname, &attachment)?;
+            // The node speaks no IPv6 with its pods yet; this keeps the link quiet.
+            // A kernel without IPv6 lacks the file.
+            let link = &attachment.host_link;
+            let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6"), "1");
+            Ok(())
+        })
+        .await?;
         Ok(address)
     }
 

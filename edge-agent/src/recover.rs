@@ -23,7 +23,9 @@ use wire::set::SnapshotV1;
 
 use crate::clock::Now;
 use crate::config::Folders;
-use crate::hooks::{Hooks, chain, remove_cgroup, remove_folder};
+use crate::hooks::{
+    Hooks, cgroup_folders, chain, remove_cgroup, remove_folder, remove_root_cgroup,
+};
 use crate::id;
 use crate::network::Network;
 use crate::pods::owner::Found;
@@ -164,19 +166,10 @@ fn clear_folders(folders: &Folders, known: &[Uid]) -> Vec<String> {
     for uid in cgroups.iter().filter(|uid| !is_known(uid)) {
         failures.extend(remove_cgroup(&folders.pod_cgroup(uid)).err());
     }
-    failures
-}
-
-/// Folders of a cgroup in every hierarchy that is mounted where it usually is.
-fn cgroup_folders(cgroup: &str) -> Vec<std::path::PathBuf> {
-    let root = Path::new("/sys/fs/cgroup");
-    let below = cgroup.trim_start_matches('/');
-    let mut all = vec![root.join(below)];
-    if let Ok(hierarchies) = fs::read_dir(root) {
-        all.extend(hierarchies.flatten().map(|entry| entry.path().join(below)));
+    if known.is_empty() {
+        remove_root_cgroup(folders);
     }
-    all.retain(|path| path.is_dir());
-    all
+    failures
 }
 
 fn entries(
@@ -258,5 +251,30 @@ fn leave(container: &mut Container, attempts: impl Iterator<Item = u32>) {
         if !is_current && !is_known {
             container.leftovers.push(Leftover { attempt, is_removing: false, failure: None });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_run_folder_of_another_boot_is_emptied() {
+        let folder = tempfile::tempdir().unwrap();
+        let (folders, _locks) =
+            Folders::open(&folder.path().join("state"), &folder.path().join("run")).unwrap();
+        check_boot(&folders).unwrap();
+        let state = folders.run.join("pods/x/state");
+        let container = folders.run.join("containers/y/config.json");
+        for path in [&state, &container] {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        }
+        check_boot(&folders).unwrap();
+        assert!(state.exists() && container.exists(), "the same boot");
+        fs::write(folders.run.join("boot"), "another").unwrap();
+        check_boot(&folders).unwrap();
+        assert!(!state.exists() && !container.exists());
+        assert!(folders.run.join("pods").is_dir());
     }
 }

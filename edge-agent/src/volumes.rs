@@ -236,11 +236,101 @@ pub(crate) fn is_mount(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
+    use crate::pods::tests::{container, keys, pod};
+    use wire::pod::MountV1;
 
     #[test]
     fn mountinfo_paths_are_unescaped() {
         assert_eq!(unescape("/a\\040b\\134c"), "/a b\\c");
         assert_eq!(unescape("/a\\9"), "/a\\9");
+    }
+
+    fn volume(name: &str, source: VolumeSourceV1) -> VolumeV1 {
+        VolumeV1 { name: name.into(), source }
+    }
+
+    fn of_keys(source: SourceV1, optional: bool) -> VolumeSourceV1 {
+        VolumeSourceV1::Keys { source, items: vec![], default_mode: 0o640, optional }
+    }
+
+    fn mount_of(volume: &str, sub_path: &str) -> MountV1 {
+        let path = format!("/{volume}{sub_path}");
+        MountV1 { volume: volume.into(), path, sub_path: sub_path.into(), read_only: false }
+    }
+
+    fn dirs(folder: &Path) -> PodDirs {
+        PodDirs {
+            run: folder.join("run"),
+            disk: folder.join("disk"),
+            logs: folder.join("logs"),
+        }
+    }
+
+    #[test]
+    fn every_kind_is_set_up_mounted_and_torn_down() {
+        let folder = tempfile::tempdir().unwrap();
+        let dirs = dirs(folder.path());
+        let secret = SourceV1::Secret("s".into());
+        let mut c = container("c");
+        c.mounts = vec![
+            mount_of("disk", ""),
+            mount_of("disk", "deep/er"),
+            mount_of("memory", ""),
+            mount_of("secret", ""),
+            mount_of("secret", "k"),
+            mount_of("none", ""),
+        ];
+        let mut pod = pod(vec![c.clone()]);
+        pod.volumes = vec![
+            volume("disk", VolumeSourceV1::EmptyDir { memory: false, limit_bytes: 0 }),
+            volume("memory", VolumeSourceV1::EmptyDir { memory: true, limit_bytes: 1 << 20 }),
+            volume("secret", of_keys(secret.clone(), false)),
+            volume("none", of_keys(SourceV1::ConfigMap("gone".into()), true)),
+        ];
+        let all = keys(secret.clone(), &[("k", "hidden")]);
+        // Twice: an agent that was killed half-way begins again.
+        let versions = set_up(&pod, &all, &dirs).unwrap();
+        assert_eq!(set_up(&pod, &all, &dirs).unwrap(), versions);
+        assert_eq!(versions.keys().collect::<Vec<_>>(), [&secret]);
+
+        let mounts = super::mounts(&pod, &c, &dirs).unwrap();
+        assert_eq!(super::mounts(&pod, &c, &dirs).unwrap(), mounts);
+        let at = |n: usize| &mounts[n].source;
+        assert!(at(0).starts_with(&dirs.disk) && at(2).starts_with(&dirs.run));
+        fs::write(at(1).join("x"), "").unwrap();
+        assert!(at(0).join("deep/er/x").exists(), "a sub path is part of its volume");
+        assert!(is_tmpfs(at(2)));
+        assert!(fs::write(at(2).join("large"), vec![0; 2 << 20]).is_err(), "the limit holds");
+        assert!(is_tmpfs(at(3)), "a Secret is never on the disk");
+        assert_eq!(fs::read_to_string(at(3).join("k")).unwrap(), "hidden");
+        assert_eq!(fs::metadata(at(3).join("k")).unwrap().mode() & 0o777, 0o640);
+        assert_eq!(fs::read_to_string(at(4)).unwrap(), "hidden");
+        assert_eq!(
+            mounts.iter().map(|mount| mount.read_only).collect::<Vec<_>>(),
+            [false, false, false, true, true, true]
+        );
+
+        for _ in 0..2 {
+            tear_down(&dirs).unwrap();
+            assert!(mounts_below(folder.path()).unwrap().is_empty());
+            assert!(!dirs.run.join("volumes").exists() && !dirs.disk.join("volumes").exists());
+        }
+    }
+
+    #[test]
+    fn what_is_missing_or_unknown_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let dirs = dirs(folder.path());
+        let mut c = container("c");
+        c.mounts = vec![mount_of("nowhere", "")];
+        let mut pod = pod(vec![c.clone()]);
+        let error = super::mounts(&pod, &c, &dirs).unwrap_err();
+        assert_eq!(error.to_string(), "volume \"nowhere\" is not a volume of the pod");
+        pod.volumes = vec![volume("v", of_keys(SourceV1::ConfigMap("gone".into()), false))];
+        let error = set_up(&pod, &KeySet::new(), &dirs).unwrap_err();
+        assert_eq!(error.to_string(), "configmap \"gone\" not found");
     }
 }

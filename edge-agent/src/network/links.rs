@@ -109,8 +109,6 @@ pub(super) async fn join(
             )
         }
     };
-    // The node speaks no IPv6 with its pods yet; this keeps the link quiet.
-    let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
     host.address(outside, attachment.gateway, AddressScope::Universe).await?;
     // Scope host: it answers ARP and is never chosen as a source.
     host.address(outside, ROUTER, AddressScope::Host).await?;

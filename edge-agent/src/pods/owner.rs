@@ -265,6 +265,9 @@ impl Owner {
                     let state = self.first_state(&desired);
                     self.spawn(desired, state);
                 }
+                if self.pods.is_empty() {
+                    crate::hooks::remove_root_cgroup(&self.hooks.folders);
+                }
                 if self.has_spoken {
                     self.speak().await;
                 }

@@ -164,7 +164,9 @@ impl Artifacts {
         let part = part.with_extension("part");
         loop {
             let io = |error: io::Error| {
-                ImageError::pull(format!("cannot fetch the compiled module from the master: {error}"))
+                ImageError::pull(format!(
+                    "cannot fetch the compiled module from the master: {error}"
+                ))
             };
             let offset = fs::metadata(&part).map_or(0, |file| file.len());
             let blob = BlobRequestV1 {
@@ -188,7 +190,10 @@ impl Artifacts {
                 }
                 BlobResponseV1::Ready(artifact) => {
                     if let Err(error) = wasm::artifact::verify_signature(&artifact, key) {
-                        return Err(ImageError::new("SignatureValidationFailed", error.to_string()));
+                        return Err(ImageError::new(
+                            "SignatureValidationFailed",
+                            error.to_string(),
+                        ));
                     }
                     if artifact.size > ARTIFACT_BYTES_MAX || artifact.target != *target {
                         return Err(ImageError::pull(format!(
@@ -232,13 +237,8 @@ impl Artifacts {
         let path = self.path(&artifact.module, &artifact.target);
         File::open(part).and_then(|file| file.sync_all()).map_err(io)?;
         fs::rename(part, &path).map_err(io)?;
-        durable::write(
-            &path.with_extension("signed"),
-            MAGIC,
-            &artifact,
-            Keep::ThroughPowerLoss,
-        )
-        .map_err(|error| ImageError::pull(error.to_string()))?;
+        durable::write(&path.with_extension("signed"), MAGIC, &artifact, Keep::ThroughPowerLoss)
+            .map_err(|error| ImageError::pull(error.to_string()))?;
         Ok(artifact)
     }
 }
@@ -336,9 +336,9 @@ fn hash(path: &Path) -> io::Result<[u8; 32]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pods::Happening;
     use ring::signature::{Ed25519KeyPair, KeyPair};
     use std::collections::VecDeque;
-    use crate::pods::Happening;
     use wire::pod::{PullPolicyV1, RuntimeV1};
 
     /// What the fake master does with one connection.

@@ -176,9 +176,6 @@ mod tests {
         let (other, _locks) = Folders::open(c.path(), &c.path().join("run")).unwrap();
         assert_ne!(other.tag(), folders.tag());
         assert_ne!(other.cgroup(), folders.cgroup());
-        assert!(matches!(
-            Folders::open(Path::new("x"), c.path()),
-            Err(FoldersError::Relative(_))
-        ));
+        assert!(matches!(Folders::open(Path::new("x"), c.path()), Err(FoldersError::Relative(_))));
     }
 }

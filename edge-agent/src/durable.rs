@@ -66,9 +66,8 @@ pub fn write(
     value: &impl Serialize,
     keep: Keep,
 ) -> Result<(), DurableError> {
-    let io = |operation| {
-        move |source| DurableError::Io { operation, path: path.to_owned(), source }
-    };
+    let io =
+        |operation| move |source| DurableError::Io { operation, path: path.to_owned(), source };
     let body = postcard::to_stdvec(value).expect("our own structs have a fixed postcard form");
     let temporary = path.with_extension("tmp");
     let mut file = OpenOptions::new()
@@ -151,7 +150,7 @@ pub fn remove(path: &Path) -> io::Result<()> {
 }
 
 fn sync_folder(path: &Path) -> io::Result<()> {
-    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+    File::open(path.parent().unwrap_or_else(|| Path::new("/")))?.sync_all()
 }
 
 fn sha256(bytes: &[u8]) -> ring::digest::Digest {

@@ -118,9 +118,10 @@ impl Hooks {
                 let dirs = self.dirs(pod);
                 let (pod, keys) = (Arc::clone(&context.desired.pod), context.desired.keys.clone());
                 let result = blocking(move || volumes::set_up(&pod, &keys, &dirs)).await;
-                Outcome::Volumes(result.map_err(|error| {
-                    format!("MountVolume.SetUp failed for {}", chain(&error))
-                }))
+                Outcome::Volumes(
+                    result
+                        .map_err(|error| format!("MountVolume.SetUp failed for {}", chain(&error))),
+                )
                 .into()
             }
             Step::Start { container, attempt } => {
@@ -187,12 +188,10 @@ impl Hooks {
         name: &str,
         attempt: u32,
     ) -> Result<u64, (String, String)> {
-        let create = |message: String| {
-            (runtime::reason::CREATE_CONTAINER_ERROR.to_owned(), message)
-        };
-        let config = |message: String| {
-            (runtime::reason::CREATE_CONTAINER_CONFIG_ERROR.to_owned(), message)
-        };
+        let create =
+            |message: String| (runtime::reason::CREATE_CONTAINER_ERROR.to_owned(), message);
+        let config =
+            |message: String| (runtime::reason::CREATE_CONTAINER_CONFIG_ERROR.to_owned(), message);
         let container = context
             .desired
             .container(name)

@@ -120,8 +120,7 @@ pub fn pulled(request: &ImageRequest, took: std::time::Duration, bytes: u64) -> 
 /// `Pulled` without a pull.
 #[must_use]
 pub fn present(request: &ImageRequest) -> Happening {
-    let message =
-        format!("Container image \"{}\" already present on machine", request.reference);
+    let message = format!("Container image \"{}\" already present on machine", request.reference);
     happening(request, "Pulled", message)
 }
 

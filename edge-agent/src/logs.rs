@@ -67,7 +67,7 @@ pub fn attempts(pod_logs: &Path, container: &str) -> Vec<u32> {
 /// # Errors
 /// It cannot be made.
 pub fn prepare(log: &Path) -> io::Result<()> {
-    let folder = log.parent().unwrap_or(Path::new("/"));
+    let folder = log.parent().unwrap_or_else(|| Path::new("/"));
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     OpenOptions::new().append(true).create(true).mode(0o600).open(log)?;
     let (Some(pod_logs), Some(container)) =
@@ -297,8 +297,7 @@ mod tests {
         let (_sender, board) = watch::channel(BTreeMap::new());
         let (mut ours, theirs) = tokio::io::duplex(1 << 16);
         let logs = logs.to_owned();
-        let server =
-            tokio::spawn(async move { serve(&logs, &board, &request, theirs).await });
+        let server = tokio::spawn(async move { serve(&logs, &board, &request, theirs).await });
         let mut text = String::new();
         loop {
             let (channel, bytes) = next_frame(&mut ours).await;
@@ -365,10 +364,7 @@ mod tests {
         let limit = LogsV1 { limit_bytes: Some(10), ..request() };
         assert_eq!(all(folder.path(), limit).await.0, "line 0\nlin");
         let stamped = LogsV1 { timestamps: true, tail_lines: Some(1), ..request() };
-        assert_eq!(
-            all(folder.path(), stamped).await.0,
-            "2026-03-01T12:00:49.000000000Z line 49\n"
-        );
+        assert_eq!(all(folder.path(), stamped).await.0, "2026-03-01T12:00:49.000000000Z line 49\n");
     }
 
     #[tokio::test]

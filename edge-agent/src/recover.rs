@@ -172,10 +172,7 @@ fn clear_folders(folders: &Folders, known: &[Uid]) -> Vec<String> {
     failures
 }
 
-fn entries(
-    folder: &Path,
-    uid: impl Fn(&str) -> Option<Uid>,
-) -> Vec<(Uid, std::path::PathBuf)> {
+fn entries(folder: &Path, uid: impl Fn(&str) -> Option<Uid>) -> Vec<(Uid, std::path::PathBuf)> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     entries
         .flatten()

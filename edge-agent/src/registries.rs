@@ -98,10 +98,10 @@ impl Registries {
                 format!("Failed to apply default image tag \"{}\": {message}", request.reference),
             )
         };
-        let reference: Reference =
-            request.reference.parse().map_err(|error: image::ImageError| {
-                invalid(error.to_string())
-            })?;
+        let reference: Reference = request
+            .reference
+            .parse()
+            .map_err(|error: image::ImageError| invalid(error.to_string()))?;
         let digest: Option<Digest> = match request.digest.as_str() {
             "" => None,
             text => Some(text.parse().map_err(|_| {

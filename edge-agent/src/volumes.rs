@@ -262,11 +262,7 @@ mod tests {
     }
 
     fn dirs(folder: &Path) -> PodDirs {
-        PodDirs {
-            run: folder.join("run"),
-            disk: folder.join("disk"),
-            logs: folder.join("logs"),
-        }
+        PodDirs { run: folder.join("run"), disk: folder.join("disk"), logs: folder.join("logs") }
     }
 
     #[test]

@@ -127,12 +127,7 @@ impl Printer {
         let since = request.since_ms.and_then(|ms| {
             jiff::Timestamp::from_millisecond(i64::try_from(ms).unwrap_or(i64::MAX)).ok()
         });
-        Self {
-            timestamps: request.timestamps,
-            since,
-            left: request.limit_bytes,
-            in_line: false,
-        }
+        Self { timestamps: request.timestamps, since, left: request.limit_bytes, in_line: false }
     }
 
     /// Whether as much was printed as was asked for.

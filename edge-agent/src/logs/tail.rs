@@ -12,10 +12,7 @@ pub(super) struct Tail {
 }
 
 /// Finds the last `lines` lines. A line that is not ended yet counts as one.
-pub(super) fn start_of_last_lines(
-    file: &mut (impl Read + Seek),
-    lines: u64,
-) -> io::Result<Tail> {
+pub(super) fn start_of_last_lines(file: &mut (impl Read + Seek), lines: u64) -> io::Result<Tail> {
     let length = file.seek(SeekFrom::End(0))?;
     let mut n_lines = 0;
     if lines == 0 || length == 0 {

@@ -78,7 +78,13 @@ impl Netlink {
         builder: RouteMessageBuilder<Ipv4Addr>,
         operation: &'static str,
     ) -> Result<(), NetworkError> {
-        self.handle.route().add(builder.build()).replace().execute().await.map_err(failed(operation))
+        self.handle
+            .route()
+            .add(builder.build())
+            .replace()
+            .execute()
+            .await
+            .map_err(failed(operation))
     }
 }
 

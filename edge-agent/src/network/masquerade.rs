@@ -65,9 +65,7 @@ pub(super) async fn remove(tag: &str) -> Result<(), NetworkError> {
         return run(&format!("delete table ip {TABLE}\n")).await.map(drop);
     }
     if chains.contains(&chain.as_str()) {
-        let script = format!(
-            "flush chain ip {TABLE} {chain}\ndelete chain ip {TABLE} {chain}\n"
-        );
+        let script = format!("flush chain ip {TABLE} {chain}\ndelete chain ip {TABLE} {chain}\n");
         return run(&script).await.map(drop);
     }
     Ok(())

@@ -6,13 +6,13 @@ use std::time::Duration;
 use wire::Uid;
 use wire::status::{PhaseV1, TerminatedV1};
 
+use super::Desired;
 use super::backoff;
 use super::plan::{Signal, Step};
 use super::state::{
     Container, ContainerStop, Failure, Image, ImagePhase, Leftover, PodState, Run, Sandbox,
     Versions, Why,
 };
-use super::Desired;
 use crate::clock::Now;
 use crate::id;
 
@@ -432,7 +432,8 @@ impl Container {
         if since.is_none() {
             self.n_runs = self.n_runs.saturating_add(1);
         }
-        let never_ran = exit.error.as_ref().is_some_and(|e| e.reason == runtime::reason::START_ERROR);
+        let never_ran =
+            exit.error.as_ref().is_some_and(|e| e.reason == runtime::reason::START_ERROR);
         let replaced = self.stop.take().is_some_and(|stop| stop.why == Why::Replaced);
         let ran_for = since.map_or(Duration::ZERO, |since| now.mono.saturating_sub(since));
         self.exits_in_a_row = match () {

@@ -319,9 +319,7 @@ async fn without_its_set_an_agent_leaves_everything_running() {
     bytes[last] ^= 1;
     std::fs::write(&path, bytes).unwrap();
     let mut agent = machine.agent();
-    agent
-        .until("speaking", |agent| agent.running.as_ref().is_some_and(|all| all.len() == 2))
-        .await;
+    agent.until("speaking", |agent| agent.running.as_ref().is_some_and(|all| all.len() == 2)).await;
     agent.rest().await;
     assert_eq!(machine.runtime.calls(), calls);
     // The master sends it again; one pod has gone meanwhile.
@@ -452,8 +450,7 @@ async fn what_belongs_to_no_pod_is_cleared_away() {
     let hooks = machine.hooks();
     let network = Network::new(&machine.folders.tag());
     recover::clear_strays(&hooks, &network, &[one.uid]).await;
-    let left: Vec<String> =
-        machine.runtime.specs().into_iter().map(|spec| spec.pod).collect();
+    let left: Vec<String> = machine.runtime.specs().into_iter().map(|spec| spec.pod).collect();
     assert_eq!(left, ["one"]);
     for base in [&machine.folders.run, &machine.folders.state] {
         let pods = base.join("pods");

@@ -17,12 +17,12 @@
 mod apply;
 pub mod backoff;
 mod desired;
+#[cfg(test)]
+mod live_tests;
 pub mod owner;
 mod plan;
 mod state;
 mod status;
-#[cfg(test)]
-mod live_tests;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod worker;

@@ -161,11 +161,8 @@ impl Owner {
     /// Tells which pods there are, once each has said how it is.
     async fn speak(&mut self) {
         self.has_spoken = true;
-        let running = self
-            .pods
-            .iter()
-            .map(|(uid, wish)| (*uid, wish.borrow().generation))
-            .collect();
+        let running =
+            self.pods.iter().map(|(uid, wish)| (*uid, wish.borrow().generation)).collect();
         self.tell(News::Running(running)).await;
     }
 

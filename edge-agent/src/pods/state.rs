@@ -299,11 +299,7 @@ impl Container {
     pub fn new(name: &str, image: &str) -> Self {
         Self {
             name: name.to_owned(),
-            image: Image {
-                reference: image.to_owned(),
-                phase: ImagePhase::Unknown,
-                failure: None,
-            },
+            image: Image { reference: image.to_owned(), phase: ImagePhase::Unknown, failure: None },
             run: Run::None,
             last: None,
             next_attempt: 0,

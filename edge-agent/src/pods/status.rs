@@ -223,7 +223,11 @@ fn go_duration(seconds: u64) -> String {
 
 /// The Events that follow from how a status changed.
 #[must_use]
-pub fn happenings(desired: &Desired, old: Option<&PodStatusV1>, new: &PodStatusV1) -> Vec<Happening> {
+pub fn happenings(
+    desired: &Desired,
+    old: Option<&PodStatusV1>,
+    new: &PodStatusV1,
+) -> Vec<Happening> {
     let mut all: Vec<Happening> = Vec::new();
     let old_of = |name: &str| old?.containers.iter().find(|c| c.name == name).map(|c| &c.state);
     for container in &new.containers {

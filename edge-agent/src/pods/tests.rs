@@ -174,7 +174,8 @@ impl World {
     }
 
     fn note(&mut self, happened: Vec<Happening>) {
-        self.happenings.extend(happened.into_iter().map(|h| format!("{}: {}", h.reason, h.message)));
+        self.happenings
+            .extend(happened.into_iter().map(|h| format!("{}: {}", h.reason, h.message)));
     }
 
     fn perform(&mut self, step: &Step) {
@@ -238,11 +239,7 @@ impl World {
             }
             Step::Remove { container, attempt } => {
                 self.runs.remove(&(container.clone(), *attempt));
-                Outcome::Removed {
-                    container: container.clone(),
-                    attempt: *attempt,
-                    result: Ok(()),
-                }
+                Outcome::Removed { container: container.clone(), attempt: *attempt, result: Ok(()) }
             }
             Step::Record(phase) => Outcome::Recorded(
                 *phase,
@@ -292,8 +289,7 @@ impl World {
                 StateV1::Running { .. } => "running".into(),
                 StateV1::Terminated(end) => format!("terminated {} {}", end.exit_code, end.reason),
             };
-            let last =
-                c.last.as_ref().map(|end| format!(" last={} {}", end.exit_code, end.reason));
+            let last = c.last.as_ref().map(|end| format!(" last={} {}", end.exit_code, end.reason));
             text.push_str(&format!(
                 "{}: {} restarts={}{}\n",
                 c.name,
@@ -464,8 +460,10 @@ fn a_pod_that_leaves_the_set_is_stopped_and_forgotten() {
 
 #[test]
 fn a_finished_pod_never_runs_again() {
-    let mut world =
-        World::new(PodV1 { restart_policy: RestartPolicyV1::OnFailure, ..pod(vec![container("a")]) });
+    let mut world = World::new(PodV1 {
+        restart_policy: RestartPolicyV1::OnFailure,
+        ..pod(vec![container("a")])
+    });
     world.settle();
     world.exit("a", 0);
     world.settle();

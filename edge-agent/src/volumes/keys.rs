@@ -209,8 +209,10 @@ mod tests {
                         assert_eq!(a, b);
                         n_read += 1;
                     }
-                    assert!(fs::read_to_string(at.join("a")).is_ok_and(|text| !text.is_empty())
-                        || fs::metadata(at.join("a")).is_ok());
+                    assert!(
+                        fs::read_to_string(at.join("a")).is_ok_and(|text| !text.is_empty())
+                            || fs::metadata(at.join("a")).is_ok()
+                    );
                 }
                 n_read
             });

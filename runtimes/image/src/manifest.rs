@@ -237,6 +237,6 @@ mod tests {
         assert_eq!(config.env, [("A".into(), "b=c".into())]);
         assert_eq!(config.entrypoint, ["/e"]);
         assert_eq!((config.user.as_str(), config.working_dir.as_str()), ("app", "/w"));
-        assert!(ImageConfig::parse(b"[1]").is_err());
+        ImageConfig::parse(b"[1]").unwrap_err();
     }
 }

@@ -23,7 +23,7 @@ use wire::set::NodeConfigV1;
 
 use crate::artifacts::{Artifacts, Connection, Dial};
 use crate::clock::Clock;
-use crate::config::{Folders, FoldersError};
+use crate::config::{Folders, FoldersError, Locks};
 use crate::env::Facts;
 use crate::hooks::{Hooks, chain};
 use crate::identity::{Identity, IdentityError};
@@ -38,6 +38,8 @@ use crate::{nodeinfo, recover};
 
 /// How long the parts may take to stop.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
+/// How long the agent before may take to let go of its folders.
+const TAKE_OVER_WAIT: Duration = Duration::from_secs(3);
 /// How often the board is looked at for what is missing.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// News of the pods that wait for the link.
@@ -112,7 +114,7 @@ impl Dial for Dialer {
 /// # Errors
 /// It cannot start.
 pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), AgentError> {
-    let (folders, locks) = Folders::open(&settings.state_dir, &settings.run_dir)?;
+    let (folders, locks) = take_folders(&settings).await?;
     let identity = Arc::new(Identity::load(&folders.state)?);
     if let Some(asked) = settings.node_name.filter(|asked| *asked != identity.node) {
         return Err(AgentError::Name { joined: identity.node.clone(), asked });
@@ -158,10 +160,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     let (link, outputs, driver) = link::drive(MqttLink::new(&identity)?, node, stop.clone());
     let (news_sender, news) = mpsc::channel(NEWS_MAX);
     let configure = configure(&network, identity.artifact_key);
-    let (owner, board) =
-        Owner::new(Arc::clone(&hooks), Clock::System, set, news_sender, configure);
-    let streams =
-        Streams { logs: folders.state.join("logs"), board, dial: Arc::clone(&dialer) };
+    let (owner, board) = Owner::new(Arc::clone(&hooks), Clock::System, set, news_sender, configure);
+    let streams = Streams { logs: folders.state.join("logs"), board, dial: Arc::clone(&dialer) };
     tasks.spawn(driver);
     tasks.spawn(pass_on(news, link.clone()));
     tasks.spawn(until(stop.clone(), streams.run(outputs.commands)));
@@ -177,6 +177,19 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     // The last thing: the next agent may come in.
     drop(locks);
     Ok(())
+}
+
+/// Takes the folders; waits a little for an agent that is on its way out.
+async fn take_folders(settings: &Settings) -> Result<(Folders, Locks), FoldersError> {
+    let deadline = tokio::time::Instant::now() + TAKE_OVER_WAIT;
+    loop {
+        match Folders::open(&settings.state_dir, &settings.run_dir) {
+            Err(FoldersError::InUse(_)) if tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            result => return result,
+        }
+    }
 }
 
 fn facts(identity: &Identity, info: &NodeInfoV1) -> Facts {
@@ -224,12 +237,7 @@ async fn pass_on(mut news: mpsc::Receiver<News>, link: LinkHandle) {
 }
 
 /// Looks again and again at what the board lacks, and says when that changes.
-async fn look(
-    folders: Folders,
-    network: Arc<Network>,
-    link: LinkHandle,
-    mut info: NodeInfoV1,
-) {
+async fn look(folders: Folders, network: Arc<Network>, link: LinkHandle, mut info: NodeInfoV1) {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let folders = folders.clone();

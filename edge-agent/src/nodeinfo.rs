@@ -65,10 +65,16 @@ pub fn findings(folders: &Folders) -> Vec<Finding> {
                 );
             }
             if !support.cpu {
-                find("CpuLimits", "the cpu cgroup controller is off: cpu limits do not hold".into());
+                find(
+                    "CpuLimits",
+                    "the cpu cgroup controller is off: cpu limits do not hold".into(),
+                );
             }
             if !support.pids {
-                find("PidLimits", "the pids cgroup controller is off: process limits do not hold".into());
+                find(
+                    "PidLimits",
+                    "the pids cgroup controller is off: process limits do not hold".into(),
+                );
             }
         }
         Err(error) => find(

@@ -76,6 +76,8 @@ async fn orphans_stay_without_their_owner() {
 #[tokio::test(start_paused = true)]
 async fn an_owner_that_is_not_shown_yet_is_not_gone() {
     let world = World::start(&[]).await;
+    // Until everything there is has been listed.
+    world.pass(Duration::from_secs(1)).await;
     world.cluster.set_lag(kinds::replica_sets(), Duration::from_secs(60));
     let owner = world
         .create(

@@ -220,9 +220,10 @@ impl<'a> Envelope<'a> {
 
     /// Puts a body that is already postcard of the struct of `kind` in an envelope.
     pub(crate) fn of_plain(kind: Kind, plain: Vec<u8>) -> Envelope<'static> {
-        let deflated = (plain.len() > DEFLATE_ABOVE_BYTES)
-            .then(|| deflate(&plain))
-            .filter(|deflated| deflated.len() < plain.len());
+        // What is in a part was deflated as a whole already.
+        let worth_it = plain.len() > DEFLATE_ABOVE_BYTES && kind != Kind::Part;
+        let deflated =
+            worth_it.then(|| deflate(&plain)).filter(|deflated| deflated.len() < plain.len());
         Envelope {
             kind: kind as u8,
             deflated: deflated.is_some(),

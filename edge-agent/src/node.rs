@@ -115,7 +115,9 @@ struct Connection {
     hello_due: Option<Duration>,
     hello_wait: Duration,
     n_hellos: u32,
-    heartbeat_due: Duration,
+    /// When the last heartbeat was sent, or the connection began. The next one is
+    /// due as the set says *then*: a set may shorten the wait that has begun.
+    heartbeat_at: Duration,
 }
 
 impl Node {
@@ -147,7 +149,7 @@ impl Node {
             hello_due: Some(now),
             hello_wait: HELLO_FIRST,
             n_hellos: 0,
-            heartbeat_due: now + self.heartbeat_every(),
+            heartbeat_at: now,
         });
         self.retired.clear();
         self.reports.send_again(now);
@@ -256,9 +258,9 @@ impl Node {
         }
         let every = self.heartbeat_every();
         if let Some(connection) = &mut self.connection
-            && connection.heartbeat_due <= now
+            && connection.heartbeat_at + every <= now
         {
-            connection.heartbeat_due = now + every;
+            connection.heartbeat_at = now;
             let heartbeat = HeartbeatV1 {
                 boot_id: self.boot_id,
                 conn_seq: self.conn_seq,
@@ -275,7 +277,8 @@ impl Node {
     #[must_use]
     pub fn next_due(&self) -> Option<Duration> {
         let connection = self.connection.as_ref()?;
-        [connection.hello_due, Some(connection.heartbeat_due), self.reports.next_due()]
+        let heartbeat_due = connection.heartbeat_at + self.heartbeat_every();
+        [connection.hello_due, Some(heartbeat_due), self.reports.next_due()]
             .into_iter()
             .flatten()
             .min()

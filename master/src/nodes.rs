@@ -126,6 +126,8 @@ struct Nodes {
     index: Index,
     nodes: HashMap<String, NodeState>,
     dirty: BTreeSet<String>,
+    /// Whether the list of pods has been read to its end.
+    pods_known: bool,
     /// The newest connection of each node.
     connections: HashMap<Arc<str>, u64>,
     done: mpsc::Sender<Done>,
@@ -149,6 +151,7 @@ pub(crate) async fn run(setup: Setup, mut inputs: Inputs, shutdown: Cancellation
         index: Index::default(),
         nodes: HashMap::new(),
         dirty: BTreeSet::new(),
+        pods_known: false,
         connections: HashMap::new(),
         done: done_to,
         questions: questions_to,
@@ -206,6 +209,7 @@ impl Nodes {
                 for key in gone {
                     self.changed(Changed::Pod(key, None));
                 }
+                self.pods_known = true;
             }
             Changed::Keys(namespace, source) => {
                 self.dirty.extend(self.index.users(&namespace, &source));
@@ -240,8 +244,12 @@ impl Nodes {
         }
     }
 
-    /// Makes the sets of nodes to which something happened.
+    /// Makes the sets of nodes to which something happened. None before all pods
+    /// were listed once: a node would stop those that a partial set lacks.
     fn lower_dirty(&mut self) {
+        if !self.pods_known {
+            return;
+        }
         for name in std::mem::take(&mut self.dirty) {
             let Some(set) = self.lower(&name) else { continue };
             if let Err(err) = self.dispatcher.set(&name, &set) {
@@ -540,27 +548,29 @@ async fn join(enrolment: &Enrolment, address: SocketAddr, bytes: &[u8], reply: J
     }
 }
 
-/// Writes what a node says about itself, as that node.
+/// Writes what a node says about itself: its status as that node, and the labels
+/// that follow from what it is as the master, since a node may not label itself.
 async fn write_node(api: &Api, node: &str, info: &NodeInfoV1) -> Result<(), Status> {
-    let who = Identity::node(node);
+    let master = Identity::master("pinnace:nodes");
     let options = WriteOptions::by("pinnace-agent");
     let target = Target::object(resource("Node"), "", node);
-    let mut object = match api.get_value(&who, &target) {
+    let mut object = match api.get_value(&master, &target) {
         Ok(object) => object,
         Err(status) if status.reason == Reason::NotFound => {
             let new = serde_json::json!({
                 "apiVersion": "v1", "kind": "Node", "metadata": {"name": node},
             });
-            api.create(&who, resource("Node"), "", new, &options).await?.value()
+            api.create(&master, resource("Node"), "", new, &options).await?.value()
         }
         Err(status) => return Err(status),
     };
     if object::set_labels(&mut object, info) {
-        object = api.update(&who, &target, object, &options).await?.value();
+        object = api.update(&master, &target, object, &options).await?.value();
     }
     let status = object::status(&object, info, clock::timestamp());
     if object["status"] != status {
         object["status"] = status;
+        let who = Identity::node(node);
         api.update_status(&who, &target.subresource("status"), object, &options).await?;
     }
     Ok(())

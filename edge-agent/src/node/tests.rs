@@ -132,6 +132,19 @@ fn heartbeats_follow_the_sets_period() {
 }
 
 #[test]
+fn a_set_that_asks_for_more_heartbeats_shortens_the_wait_that_has_begun() {
+    let mut node = Node::new(BOOT, None, NodeInfoV1::default());
+    node.running(Vec::new());
+    node.connected(at(0));
+    let is_heartbeat = |message: &Message| matches!(message, Message::Heartbeat(_));
+    sent(&mut node, 0);
+    node.receive(at(1), &encode(&set(1, 10, &[1]))).unwrap();
+    node.applied(1, 10);
+    assert!(!sent(&mut node, 9).iter().any(is_heartbeat));
+    assert!(sent(&mut node, 10).iter().any(is_heartbeat));
+}
+
+#[test]
 fn a_set_is_acknowledged_only_once_it_is_stored() {
     let mut node = connected();
     node.receive(at(1), &encode(&set(1, 11, &[3]))).unwrap();

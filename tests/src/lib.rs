@@ -1,1 +1,35 @@
-//! Stub.
+//! The whole system under test: a harness, and the tests that use it.
+//!
+//! One crate, so one test binary to link. `cargo test -p pinnace-tests -- --list`
+//! shows them. Tests that start programs need root and what `scripts/setup`
+//! installs; they take turns.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::print_stderr))]
+
+#[cfg(test)]
+mod backup;
+#[cfg(test)]
+mod bad_input;
+#[cfg(test)]
+mod confinement;
+#[cfg(test)]
+mod faults;
+#[cfg(test)]
+mod harness;
+#[cfg(test)]
+mod identity;
+#[cfg(test)]
+mod interfaces;
+#[cfg(test)]
+mod kubectl;
+// The API server's tests include the file as well, where `pub` is right.
+#[cfg(test)]
+#[allow(unreachable_pub)]
+mod kubectl_matrix;
+#[cfg(test)]
+mod node_port;
+#[cfg(test)]
+mod sim;
+#[cfg(test)]
+mod tidy;
+#[cfg(test)]
+mod workloads;

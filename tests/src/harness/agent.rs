@@ -1,0 +1,259 @@
+//! A board with an agent: its folders, its process, and what it leaves on the
+//! machine.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use edge_agent::config::Folders;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use serde_json::Value;
+
+use super::network::Network;
+use super::process::{Output, Process, kill_all, processes, read_lossy, run};
+use super::programs::program;
+use super::wait::until;
+
+/// A board. Its number is its place on the switch.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    pub(crate) name: String,
+    pub(crate) number: u8,
+    dir: PathBuf,
+    registry: Option<String>,
+    process: Option<Process>,
+}
+
+/// The first process of a container that runs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Running {
+    pub(crate) pod: String,
+    pub(crate) container: String,
+    pub(crate) pid: i64,
+    /// Tells it apart from another process with the same number.
+    pub(crate) start_ticks: i64,
+}
+
+impl Agent {
+    pub(crate) fn new(dir: &Path, name: &str, number: u8, registry: Option<String>) -> Self {
+        let dir = dir.join(name);
+        fs::create_dir_all(&dir).expect("the folder is made");
+        Self { name: name.to_owned(), number, dir, registry, process: None }
+    }
+
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+
+    pub(crate) fn run_dir(&self) -> PathBuf {
+        self.dir.join("run")
+    }
+
+    pub(crate) fn log_file(&self) -> PathBuf {
+        self.dir.join("agent.log")
+    }
+
+    /// Everything it has logged, over all its starts.
+    pub(crate) fn log(&self) -> String {
+        read_lossy(&self.log_file())
+    }
+
+    /// Joins the cluster with a token.
+    pub(crate) fn join(&self, network: &Network, token: &str) -> Output {
+        let mut command = network.on_board(self.number, &program("pinnace-agent"));
+        command
+            .args(["join", token, "--state-dir"])
+            .arg(self.state_dir())
+            .args(["--node-name", &self.name]);
+        run(command)
+    }
+
+    /// Starts the agent, which then runs. Its run folder is a tmpfs, as on a board.
+    pub(crate) fn start(&mut self, network: &Network) {
+        let run_dir = self.run_dir();
+        fs::create_dir_all(&run_dir).expect("the folder is made");
+        if !self.mounts().contains(&run_dir) {
+            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+            mount(Some("tmpfs"), &run_dir, Some("tmpfs"), flags, Some("mode=711"))
+                .expect("the tests run as root");
+        }
+        let mut command = network.on_board(self.number, &program("pinnace-agent"));
+        command.arg("run").arg("--state-dir").arg(self.state_dir());
+        command.arg("--run-dir").arg(self.run_dir()).args(["--node-name", &self.name]);
+        if let Some(registry) = &self.registry {
+            command.args(["--insecure-registry", registry]);
+        }
+        self.process = Some(Process::start(&mut command, &self.log_file()));
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.process.as_mut().is_some_and(Process::is_running)
+    }
+
+    pub(crate) fn pid(&self) -> Option<i32> {
+        self.process.as_ref().map(Process::pid)
+    }
+
+    /// Ends the agent, and only it, without a word.
+    pub(crate) fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// The containers that run, by what is in the run folder and `/proc`.
+    pub(crate) fn running(&self) -> Vec<Running> {
+        let Ok(entries) = fs::read_dir(self.run_dir().join("containers")) else {
+            return Vec::new();
+        };
+        let mut all: Vec<Running> =
+            entries.flatten().filter_map(|entry| running(&entry.path())).collect();
+        all.sort();
+        all
+    }
+
+    /// What a container's process sees as `path`.
+    pub(crate) fn proc(&self, pod: &str, path: &str) -> String {
+        let all = self.running();
+        let one = all.iter().find(|one| one.pod == pod);
+        let one = one.unwrap_or_else(|| panic!("{pod} does not run on {}: {all:?}", self.name));
+        read_lossy(&PathBuf::from(format!("/proc/{}/{path}", one.pid)))
+    }
+
+    /// The board loses power: nothing of it gets to say goodbye, and what was not
+    /// on its disk is gone.
+    pub(crate) fn lose_power(&mut self, network: &mut Network) {
+        network.cut(self.number);
+        self.process = None;
+        self.clear();
+        network.unplug(self.number);
+    }
+
+    /// Kills what runs, and unmounts, so that the folders can be removed.
+    pub(crate) fn clear(&mut self) {
+        self.process = None;
+        kill_all(
+            &[self.text(&self.state_dir()), self.text(&self.run_dir()), &self.cgroup()]
+                .map(|text| format!("{text}/"))
+                .each_ref()
+                .map(String::as_str),
+        );
+        for mount in self.mounts().iter().rev() {
+            let _ = umount2(mount.as_path(), MntFlags::MNT_DETACH);
+        }
+        for folder in self.cgroups() {
+            remove_cgroup(&folder);
+        }
+    }
+
+    fn text<'a>(&self, path: &'a Path) -> &'a str {
+        path.to_str().expect("the tests' folders are plain")
+    }
+
+    fn cgroup(&self) -> String {
+        // The agent names it by where its folder really is.
+        let resolve = |path: PathBuf| fs::canonicalize(&path).unwrap_or(path);
+        Folders { state: resolve(self.state_dir()), run: resolve(self.run_dir()) }.cgroup()
+    }
+
+    /// Its cgroup in every hierarchy.
+    pub(crate) fn cgroups(&self) -> Vec<PathBuf> {
+        let below = self.cgroup();
+        let below = below.trim_start_matches('/');
+        let root = Path::new("/sys/fs/cgroup");
+        let mut all = vec![root.join(below)];
+        if let Ok(hierarchies) = fs::read_dir(root) {
+            all.extend(hierarchies.flatten().map(|entry| entry.path().join(below)));
+        }
+        all.retain(|path| path.is_dir());
+        all
+    }
+
+    /// What is mounted below its folders.
+    fn mounts(&self) -> Vec<PathBuf> {
+        let below = [self.state_dir(), self.run_dir()];
+        read_lossy(Path::new("/proc/self/mountinfo"))
+            .lines()
+            .filter_map(|line| line.split(' ').nth(4))
+            .map(PathBuf::from)
+            .filter(|mount| below.iter().any(|folder| mount.starts_with(folder)))
+            .collect()
+    }
+
+    /// Everything that pods have left on the board, by name; empty if all is clean.
+    pub(crate) fn traces(&self, network: &Network) -> Vec<String> {
+        let mut traces = Vec::new();
+        let needle =
+            [format!("{}/containers/", self.run_dir().display()), format!("{}/", self.cgroup())];
+        for pid in processes(&needle.each_ref().map(String::as_str)) {
+            let path = PathBuf::from(format!("/proc/{pid}/cmdline"));
+            traces.push(format!("process {pid} {}", read_lossy(&path).replace('\0', " ")));
+        }
+        let inner = self.mounts().into_iter().filter(|mount| *mount != self.run_dir());
+        traces.extend(inner.map(|mount| format!("mount {}", mount.display())));
+        for folder in self.cgroups() {
+            traces.extend(folders_in(&folder).map(|path| format!("cgroup {}", path.display())));
+        }
+        for folder in ["run/containers", "run/pods", "state/pods", "state/logs"] {
+            let names = folders_in(&self.dir.join(folder));
+            traces.extend(names.map(|path| format!("folder {}", path.display())));
+        }
+        let links = network.output_on_board(self.number, "ip -o link").out;
+        let is_ours = |line: &&str| !line.contains(": lo:") && !line.contains(": eth0@");
+        traces.extend(links.lines().filter(is_ours).map(|line| format!("link {line}")));
+        traces
+    }
+
+    /// Waits until the pods of the board have left nothing.
+    #[track_caller]
+    pub(crate) fn becomes_clean(&self, network: &Network) {
+        until(&format!("{} is clean", self.name), || {
+            let traces = self.traces(network);
+            super::wait::check(traces.is_empty(), || traces.join("\n"))
+        });
+    }
+
+    /// Which container has which process; two of these are equal if nothing was
+    /// restarted in between.
+    pub(crate) fn processes_by_container(&self) -> BTreeMap<(String, String), (i64, i64)> {
+        self.running()
+            .into_iter()
+            .map(|one| ((one.pod, one.container), (one.pid, one.start_ticks)))
+            .collect()
+    }
+}
+
+fn running(folder: &Path) -> Option<Running> {
+    let read = |name: &str| -> Option<Value> {
+        serde_json::from_slice(&fs::read(folder.join(name)).ok()?).ok()
+    };
+    let (spec, file) = (read("config.json")?, read("running.json")?);
+    let pid = file["pid"].as_i64()?;
+    let start_ticks = file["start_ticks"].as_i64()?;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let is_alive = fields[0] != "Z" && fields.get(19)?.parse() == Ok(start_ticks);
+    is_alive.then(|| Running {
+        pod: spec["pod"].as_str().unwrap_or_default().to_owned(),
+        container: spec["container"].as_str().unwrap_or_default().to_owned(),
+        pid,
+        start_ticks,
+    })
+}
+
+fn folders_in(path: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.is_dir())
+}
+
+/// Removes a cgroup and those in it.
+fn remove_cgroup(path: &Path) {
+    for inner in folders_in(path) {
+        remove_cgroup(&inner);
+    }
+    // The kernel takes a moment after the last process.
+    until("a cgroup goes", || match fs::remove_dir(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(format!("{}: {error}", path.display()))
+        }
+        _ => Ok(()),
+    });
+}

@@ -24,9 +24,11 @@ use api::resource::Resource;
 use api::{ObjectKey, Value, meta};
 use apiserver::{Api, Identity, Reason, Status, Target, WatchEvent, WatchOptions, WriteOptions};
 use dispatch::Dispatcher;
+use dispatch::desired::SetError;
 use dispatch::node::{Output, Profile};
 use gateway::{Gateway, GatewayEvent, JoinReply, NodeStream, StreamKind};
 use std::net::SocketAddr;
+use store::{Expect, Write};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -58,6 +60,10 @@ pub(crate) const CONFIRMED_ANNOTATION: &str = "pinnace.io/restore-confirmed";
 const REPORTS_WAITING_MAX: usize = 4;
 /// Messages from the store's watches that may wait.
 const CHANGES_WAITING_MAX: usize = 256;
+/// What sets are made from.
+const WATCHED: [&str; 4] = ["Node", "Pod", "ConfigMap", "Secret"];
+/// Written to give the store a new revision.
+const NUDGE_KEY: &str = "/-/nudge";
 /// Pause before a watch that broke is set up again.
 const WATCH_RETRY: Duration = Duration::from_secs(1);
 
@@ -98,13 +104,15 @@ enum Changed {
     Pod(ObjectKey, Option<Box<Value>>),
     Keys(String, SourceV1),
     Node(String, Option<Box<Value>>),
-    /// A list of all pods begins or ends: those it does not name are gone.
-    PodsListed(BTreeSet<ObjectKey>),
+    /// All objects of a resource have been told: those not named are gone.
+    Listed(&'static str, BTreeSet<ObjectKey>),
 }
 
 /// What comes back from work beside the task.
 enum Done {
     Report { node: String, boot_id: Uid, seq: u64, stored: bool },
+    /// The store has a new revision.
+    Nudged,
 }
 
 #[derive(Default)]
@@ -125,7 +133,12 @@ struct Nodes {
     dispatcher: Dispatcher,
     index: Index,
     nodes: HashMap<String, NodeState>,
+    /// Resources that have not been told in full since the start. No set is made
+    /// before: it would lack pods, and a node stops what its set lacks.
+    unlisted: BTreeSet<&'static str>,
     dirty: BTreeSet<String>,
+    /// Nodes whose set waits for the store to have a new revision.
+    waiting: BTreeSet<String>,
     /// Whether the list of pods has been read to its end.
     pods_known: bool,
     /// The newest connection of each node.
@@ -138,7 +151,7 @@ struct Nodes {
 /// Runs until `shutdown`.
 pub(crate) async fn run(setup: Setup, mut inputs: Inputs, shutdown: CancellationToken) {
     let (changes_to, mut changes) = mpsc::channel(CHANGES_WAITING_MAX);
-    for kind in ["Node", "Pod", "ConfigMap", "Secret"] {
+    for kind in WATCHED {
         let watch = watch(setup.api.clone(), resource(kind), changes_to.clone(), shutdown.clone());
         tokio::spawn(watch);
     }
@@ -150,7 +163,9 @@ pub(crate) async fn run(setup: Setup, mut inputs: Inputs, shutdown: Cancellation
         dispatcher: Dispatcher::new(setup.epoch),
         index: Index::default(),
         nodes: HashMap::new(),
+        unlisted: BTreeSet::from(WATCHED),
         dirty: BTreeSet::new(),
+        waiting: BTreeSet::new(),
         pods_known: false,
         connections: HashMap::new(),
         done: done_to,
@@ -203,14 +218,7 @@ impl Nodes {
                 Ok(nodes) => self.dirty.extend(nodes),
                 Err(err) => warn!(pod = %key, %err, "pod cannot be sent to its node"),
             },
-            Changed::PodsListed(named) => {
-                let gone: Vec<ObjectKey> =
-                    self.index.keys().filter(|key| !named.contains(*key)).cloned().collect();
-                for key in gone {
-                    self.changed(Changed::Pod(key, None));
-                }
-                self.pods_known = true;
-            }
+            Changed::Listed(kind, named) => self.listed(kind, &named),
             Changed::Keys(namespace, source) => {
                 self.dirty.extend(self.index.users(&namespace, &source));
             }
@@ -222,6 +230,25 @@ impl Nodes {
                 info!(node = name, "node deleted");
             }
             Changed::Node(name, Some(object)) => self.node_changed(&name, &object),
+        }
+    }
+
+    /// What a complete list does not name was deleted while nobody watched.
+    fn listed(&mut self, kind: &'static str, named: &BTreeSet<ObjectKey>) {
+        self.unlisted.remove(kind);
+        if kind == "Pod" {
+            let gone: Vec<ObjectKey> =
+                self.index.keys().filter(|key| !named.contains(*key)).cloned().collect();
+            for key in gone {
+                self.changed(Changed::Pod(key, None));
+            }
+        } else if kind == "Node" {
+            let is_named = |name: &String| named.contains(&ObjectKey::new("", name));
+            let gone: Vec<String> =
+                self.nodes.keys().filter(|name| !is_named(name)).cloned().collect();
+            for name in gone {
+                self.changed(Changed::Node(name, None));
+            }
         }
     }
 
@@ -507,7 +534,13 @@ impl Nodes {
     }
 
     fn finished(&mut self, done: Done) {
-        let Done::Report { node, boot_id, seq, stored } = done;
+        let (node, boot_id, seq, stored) = match done {
+            Done::Report { node, boot_id, seq, stored } => (node, boot_id, seq, stored),
+            Done::Nudged => {
+                self.dirty.append(&mut self.waiting);
+                return;
+            }
+        };
         if stored {
             self.dispatcher.report_stored(&node, boot_id, seq);
         }
@@ -610,9 +643,8 @@ async fn follow(
             WatchEvent::Added(item) | WatchEvent::Modified { item, .. } => (item, true),
             WatchEvent::Deleted(item) => (item, false),
             WatchEvent::Bookmark { .. } => {
-                let named = listed.take().filter(|_| resource.kind == "Pod");
-                if let Some(named) = named
-                    && changes.send(Changed::PodsListed(named)).await.is_err()
+                if let Some(named) = listed.take()
+                    && changes.send(Changed::Listed(resource.kind, named)).await.is_err()
                 {
                     return;
                 }
@@ -625,9 +657,7 @@ async fn follow(
         };
         let object = item.value();
         let key = meta::object_key(&object);
-        if let Some(listed) = &mut listed
-            && resource.kind == "Pod"
-        {
+        if let Some(listed) = &mut listed {
             listed.insert(key.clone());
         }
         let object = is_there.then(|| Box::new(object));

@@ -139,8 +139,6 @@ struct Nodes {
     dirty: BTreeSet<String>,
     /// Nodes whose set waits for the store to have a new revision.
     waiting: BTreeSet<String>,
-    /// Whether the list of pods has been read to its end.
-    pods_known: bool,
     /// The newest connection of each node.
     connections: HashMap<Arc<str>, u64>,
     done: mpsc::Sender<Done>,
@@ -166,7 +164,6 @@ pub(crate) async fn run(setup: Setup, mut inputs: Inputs, shutdown: Cancellation
         unlisted: BTreeSet::from(WATCHED),
         dirty: BTreeSet::new(),
         waiting: BTreeSet::new(),
-        pods_known: false,
         connections: HashMap::new(),
         done: done_to,
         questions: questions_to,
@@ -274,15 +271,38 @@ impl Nodes {
     /// Makes the sets of nodes to which something happened. None before all pods
     /// were listed once: a node would stop those that a partial set lacks.
     fn lower_dirty(&mut self) {
-        if !self.pods_known {
+        if !self.unlisted.is_empty() {
             return;
         }
         for name in std::mem::take(&mut self.dirty) {
             let Some(set) = self.lower(&name) else { continue };
-            if let Err(err) = self.dispatcher.set(&name, &set) {
-                warn!(node = name, %err, "set not taken");
+            match self.dispatcher.set(&name, &set) {
+                Ok(_) => (),
+                // A watch told of a change only after a set of its revision was made.
+                Err(SetError::SameRevision(_)) => self.wait_for_revision(name),
+                Err(err) => warn!(node = name, %err, "set not taken"),
             }
         }
+    }
+
+    /// Makes the set of a node again once the store has a new revision, and gives
+    /// it one.
+    fn wait_for_revision(&mut self, node: String) {
+        let is_first = self.waiting.is_empty();
+        self.waiting.insert(node);
+        if !is_first {
+            return;
+        }
+        let write = Write::put(NUDGE_KEY, Expect::Any, Vec::new());
+        let write = self.setup.api.store().write(vec![write]);
+        let done = self.done.clone();
+        tokio::spawn(async move {
+            if let Err(err) = write.await {
+                warn!(%err, "the store takes no write");
+                tokio::time::sleep(WATCH_RETRY).await;
+            }
+            let _ = done.send(Done::Nudged).await;
+        });
     }
 
     /// The set of a node as the store is now; `None` while the node has no

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::artifacts::Artifacts;
+use crate::backup::Backups;
 use crate::cluster::Component;
 use crate::config::{Config, LinkProfile};
 use crate::enrol::{Enrolment, resource};
@@ -41,7 +42,7 @@ const NODE_PREFIX: u8 = 24;
 /// How long connections get to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(2);
 /// The file that says that the store was restored from a backup.
-const RESTORED_FILE: &str = "restored";
+const RESTORED_FILE: &str = store::archive::RESTORED_FILE;
 
 /// A master that runs.
 pub(crate) struct Master {
@@ -72,7 +73,8 @@ pub(crate) async fn start(config: Config, shutdown: CancellationToken) -> anyhow
         .with_context(|| format!("--data-dir {}: cannot make it", dir.display()))?;
     let lmdb = LmdbStore::open(dir.join("store"), store_config())
         .with_context(|| format!("--data-dir {}", dir.display()))?;
-    let store: Arc<dyn Store> = Arc::new(lmdb);
+    let lmdb = Arc::new(lmdb);
+    let store: Arc<dyn Store> = Arc::clone(&lmdb) as Arc<dyn Store>;
     let listener = TcpListener::bind(config.api_listen)
         .await
         .with_context(|| format!("--api-listen {}: cannot listen", config.api_listen))?;
@@ -133,7 +135,9 @@ pub(crate) async fn start(config: Config, shutdown: CancellationToken) -> anyhow
     tasks.spawn(nodes::run(setup, inputs, shutdown.clone()));
 
     let api_tls = api_tls(&pki)?;
-    let http = Server::new(api, ServerOptions::default(), shutdown);
+    let backups = Backups::new(lmdb, dir.join("pki"));
+    let options = ServerOptions { downloads: vec![backups], ..ServerOptions::default() };
+    let http = Server::new(api, options, shutdown);
     tasks.spawn(async move { http.serve(listener, api_tls).await });
     let ready_line = format!("ready api={server} nodes=mqtts://{node_endpoint}");
     Ok(Master { ready_line, tasks, gateway, store })

@@ -19,7 +19,7 @@ use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
-use store::archive::{PKI_PREFIX, Reader, STORE_ENTRY};
+use store::archive::{PKI_PREFIX, RESTORED_FILE, Reader, STORE_ENTRY};
 
 use crate::cluster::Cluster;
 use crate::files::{self, Partial};
@@ -176,6 +176,8 @@ fn restore_into(
     }
     complete(&names)?;
     let summary = summary.ok_or_else(|| anyhow!("the backup has no store"))?;
+    write_private(&data_dir.join(RESTORED_FILE), &mut io::empty())
+        .context("cannot mark the folder as restored")?;
     // The store comes last: a master finds all of the cluster, or none of it.
     for dir in [PKI_DIR, STORE_DIR] {
         files::sync_folder_of(&work.join(dir).join("x")).context("cannot flush")?;

@@ -46,6 +46,7 @@ use tokio_util::task::TaskTracker;
 pub use authenticate::TokenAuthenticator;
 pub use health::HealthCheck;
 
+use crate::download::Download;
 use crate::verbs::Api;
 use health::Metrics;
 
@@ -91,6 +92,7 @@ struct State {
     api: Api,
     tokens: Option<Arc<dyn TokenAuthenticator>>,
     checks: Vec<Arc<dyn HealthCheck>>,
+    downloads: Vec<Arc<dyn Download>>,
     requests: Semaphore,
     limits: Limits,
     metrics: Metrics,
@@ -110,6 +112,8 @@ pub struct ServerOptions {
     pub tokens: Option<Arc<dyn TokenAuthenticator>>,
     /// What `/readyz` and `/healthz` ask.
     pub checks: Vec<Arc<dyn HealthCheck>>,
+    /// Files beside the API.
+    pub downloads: Vec<Arc<dyn Download>>,
     /// How much it takes on.
     pub limits: Limits,
 }
@@ -124,10 +128,12 @@ impl Server {
     /// A server of `api` that ends its answers once `shutdown` is cancelled.
     #[must_use]
     pub fn new(api: Api, options: ServerOptions, shutdown: CancellationToken) -> Self {
-        let ServerOptions { tokens, checks, limits } = options;
+        let ServerOptions { tokens, checks, downloads, limits } = options;
         let requests = Semaphore::new(limits.requests_max);
         let metrics = Metrics::default();
-        Self { state: Arc::new(State { api, tokens, checks, requests, limits, metrics, shutdown }) }
+        let state =
+            State { api, tokens, checks, downloads, requests, limits, metrics, shutdown };
+        Self { state: Arc::new(state) }
     }
 
     /// Serves until the shutdown, and returns once every connection has ended.

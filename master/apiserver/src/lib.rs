@@ -14,6 +14,7 @@
 //! takes through [`LogSource`] and [`Authorizer`].
 
 mod authorize;
+mod download;
 mod fields;
 mod http;
 mod identity;
@@ -27,6 +28,7 @@ mod validate;
 mod verbs;
 
 pub use authorize::{Attributes, Authorizer, BuiltIn, Decision};
+pub use download::Download;
 pub use http::{HealthCheck, Limits, Server, ServerOptions, TokenAuthenticator};
 pub use identity::{AUTHENTICATED, Identity, MASTERS, NODE_USER_PREFIX, NODES, UNAUTHENTICATED};
 pub use logs::{BoxFuture, LogRequest, LogSource, LogStream};

@@ -20,6 +20,9 @@ use std::io::{self, Read, Write};
 
 use ring::digest::{Context, Digest, SHA256};
 
+/// File in a data folder that says it was made of a backup: nodes then keep what
+/// the store does not know until an operator confirms.
+pub const RESTORED_FILE: &str = "restored";
 /// The entry with the store's own backup.
 pub const STORE_ENTRY: &str = "store";
 /// What the names of the entries with key files start with.

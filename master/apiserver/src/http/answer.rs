@@ -96,6 +96,15 @@ pub(super) fn text_pieces(pieces: Pieces) -> Answer {
     answer
 }
 
+/// A file that is made while it is sent.
+pub(super) fn binary_pieces(pieces: Pieces) -> Answer {
+    let mut answer = Response::new(streamed(pieces));
+    let kind = HeaderValue::from_static("application/octet-stream");
+    answer.headers_mut().insert(CONTENT_TYPE, kind);
+    no_cache(&mut answer);
+    answer
+}
+
 /// Text.
 pub(super) fn text(code: StatusCode, text: impl Into<Bytes>) -> Answer {
     let mut answer = Response::new(full(text));

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures::StreamExt;
 use http::request::Parts;
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
-use super::answer::{self, Answer};
+use super::answer::{self, Answer, BrokenOff};
 use super::negotiate::{Form, form};
 use super::path::{Query, Route};
 use super::{Counted, State, authenticate, discovery, health, openapi, resources};
@@ -151,6 +152,12 @@ async fn serve_other(state: &State, asked: &Asked, path: &str) -> Result<Answer,
             ];
             Ok(answer::json(StatusCode::OK, &serde_json::json!({"paths": paths})))
         }
-        _ => Err(Status::no_such_path()),
+        _ => {
+            let download = state.downloads.iter().find(|download| download.path() == path);
+            let pieces = download.ok_or_else(Status::no_such_path)?.open().await?;
+            Ok(answer::binary_pieces(Box::pin(
+                pieces.map(|piece| piece.map_err(|err| BrokenOff(err.to_string()))),
+            )))
+        }
     }
 }

@@ -1,0 +1,85 @@
+//! From just before a pod is sent to the API server until a watch, open all the
+//! time, shows it Running. One board; the image is on it, since the first pod of
+//! each kind is not counted. One pod at a time, the kinds in turn; the next is
+//! made once the one before is gone.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use futures::StreamExt;
+use kube::ResourceExt;
+use kube::api::{DeleteParams, PostParams, WatchEvent};
+use tokio::time::{Instant, timeout};
+
+use crate::client::{is_running, kube, node_becomes_ready, pod, pods, watch_pods};
+use crate::report::{Samples, note, value};
+use crate::world::World;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+pub(crate) async fn measure(world: &mut World, n_pods: usize) -> anyhow::Result<()> {
+    world.start_registry().await?;
+    world.start_master(&["--link-profile", "lan"]).await?;
+    world.join("north")?;
+    world.start_agent("north")?;
+    let client = kube(world).await?;
+    node_becomes_ready(&client, "north").await?;
+    let mut times = [Vec::new(), Vec::new()];
+    for n in 0..=n_pods {
+        for (kind, times) in ["oci", "wasm"].iter().zip(&mut times) {
+            let time = one(&client, kind, &format!("{kind}-{n}")).await?;
+            if n > 0 {
+                times.push(time);
+            }
+        }
+    }
+    for ((what, bar_p50, bar_p99), times) in
+        [("OCI", 60.0, 200.0), ("WASM", 20.0, 60.0)].into_iter().zip(&times)
+    {
+        let all = Samples::of_durations(times);
+        let (p50, p99) = (all.median(), all.percentile(99));
+        let shown = |p: f64| format!("{p:.1} ms");
+        value(
+            &format!("apply to Running, {what}, p50"),
+            &shown(p50),
+            &format!("<= {bar_p50} ms"),
+            p50 <= bar_p50,
+        );
+        value(
+            &format!("apply to Running, {what}, p99"),
+            &shown(p99),
+            &format!("<= {bar_p99} ms"),
+            p99 <= bar_p99,
+        );
+        note(&format!("{} pods, min {:.1} ms, max {:.1} ms", all.len(), all.min(), all.max()));
+    }
+    Ok(())
+}
+
+async fn one(client: &kube::Client, kind: &str, name: &str) -> anyhow::Result<Duration> {
+    let pods = pods(client);
+    let mut events = watch_pods(&pods).await?;
+    let wanted = pod(kind, name)?;
+    let started = Instant::now();
+    pods.create(&PostParams::default(), &wanted).await?;
+    let mut took = None;
+    let work = async {
+        while let Some(event) = events.next().await {
+            match event? {
+                WatchEvent::Added(seen) | WatchEvent::Modified(seen)
+                    if took.is_none() && seen.name_any() == name && is_running(&seen) =>
+                {
+                    took = Some(started.elapsed());
+                    pods.delete(name, &DeleteParams::default()).await?;
+                }
+                WatchEvent::Deleted(seen) if seen.name_any() == name => {
+                    return took.with_context(|| format!("{name} went before it ran"));
+                }
+                WatchEvent::Error(status) => bail!("the watch ended: {status:?}"),
+                _ => {}
+            }
+        }
+        bail!("the watch ended");
+    };
+    timeout(LIMIT, work).await.with_context(|| format!("{name} does not run within {LIMIT:?}"))?
+}

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::client::{Admin, kube, pods, watch_pods};
 use crate::proc::memory;
 use crate::report::{note, value};
-use crate::world::World;
+use crate::world::{World, image};
 
 const N_CLIENTS: usize = 50;
 
@@ -27,6 +27,7 @@ pub(crate) async fn measure(
     n_nodes: usize,
     n_pods: usize,
 ) -> anyhow::Result<()> {
+    world.start_registry().await?;
     world.start_master(&["--pod-cidr", "10.128.0.0/9"]).await?;
     let client = kube(world).await?;
     make_nodes(&client, n_nodes).await?;
@@ -84,6 +85,12 @@ pub(crate) async fn measure(
 }
 
 async fn make_nodes(client: &kube::Client, n_nodes: usize) -> anyhow::Result<()> {
+    // The one that the image in the registry is for.
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
     let nodes: Api<Node> = Api::all(client.clone());
     stream::iter(0..n_nodes)
         .map(|n| {
@@ -94,7 +101,7 @@ async fn make_nodes(client: &kube::Client, n_nodes: usize) -> anyhow::Result<()>
                     "apiVersion": "v1",
                     "kind": "Node",
                     "metadata": {"name": name, "labels": {
-                        "kubernetes.io/arch": "arm64", "kubernetes.io/os": "linux",
+                        "kubernetes.io/arch": architecture, "kubernetes.io/os": "linux",
                         "kubernetes.io/hostname": name, "pinnace.io/runtime-wasm": "true"}},
                 });
                 nodes.create(&PostParams::default(), &serde_json::from_value(node)?).await?;
@@ -102,7 +109,7 @@ async fn make_nodes(client: &kube::Client, n_nodes: usize) -> anyhow::Result<()>
                 let status = json!({"status": {
                     "capacity": amounts, "allocatable": amounts,
                     "conditions": [{"type": "Ready", "status": "True", "reason": "AgentReady"}],
-                    "nodeInfo": {"architecture": "arm64", "operatingSystem": "linux",
+                    "nodeInfo": {"architecture": architecture, "operatingSystem": "linux",
                         "kernelVersion": "6.12.0", "osImage": "Debian GNU/Linux 13",
                         "kubeletVersion": "v1.35.0", "kubeProxyVersion": "", "machineID": "",
                         "systemUUID": "", "bootID": "", "containerRuntimeVersion": ""},
@@ -131,8 +138,7 @@ async fn create_pods(admin: Admin, n_pods: usize) -> anyhow::Result<Duration> {
                     "metadata": {"name": format!("app-{:03}-{n:05}", n / 100),
                         "labels": {"app": format!("app-{:03}", n / 100)}},
                     "spec": {"containers": [{
-                        // Nobody answers there: an OCI pod is bound all the same.
-                        "name": "main", "image": "10.98.0.1:5000/app@sha256:0000000000000000000000000000000000000000000000000000000000000000",
+                        "name": "main", "image": image("oci"),
                         "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}},
                     }]},
                 });
@@ -160,7 +166,7 @@ async fn report_running(pods: &Api<Pod>, n_pods: usize) -> anyhow::Result<()> {
                     "conditions": [ready("Initialized"), ready("Ready"), ready("ContainersReady"), ready("PodScheduled")],
                     "containerStatuses": [{
                         "name": "main", "ready": true, "started": true, "restartCount": 0,
-                        "image": "10.98.0.1:5000/app", "imageID": "sha256:0",
+                        "image": image("oci"), "imageID": "sha256:0",
                         "containerID": format!("pinnace://{n:064}"),
                         "state": {"running": {"startedAt": time}},
                     }],

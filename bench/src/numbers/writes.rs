@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::client::{Admin, Connection};
+use crate::proc::cpu_time;
 use crate::report::{Samples, note, value};
 use crate::world::{World, until};
 
@@ -47,6 +48,7 @@ pub(crate) async fn measure(world: &mut World, rounds: usize, seconds: u64) -> a
     for n_clients in [1, 100] {
         let mut results = [Vec::new(), Vec::new()];
         let mut latencies = [Vec::new(), Vec::new()];
+        let mut cpu = [Duration::ZERO; 2];
         // The first round warms both up.
         for n in 0..=rounds {
             let mut order = [(0, &ours), (1, &Server::Etcd)];
@@ -54,8 +56,11 @@ pub(crate) async fn measure(world: &mut World, rounds: usize, seconds: u64) -> a
                 order.reverse();
             }
             for (at, server) in order {
+                let pid = if at == 0 { world.master_pid()? } else { etcd.id() };
+                let before = cpu_time(pid);
                 let times = round(server, n_clients, n, duration).await?;
                 if n > 0 {
+                    cpu[at] += cpu_time(pid).saturating_sub(before);
                     results[at].push(times.len() as f64 / duration.as_secs_f64());
                     latencies[at].extend(times);
                 }
@@ -79,13 +84,17 @@ pub(crate) async fn measure(world: &mut World, rounds: usize, seconds: u64) -> a
         } else {
             note(&format!("{what}: {shown}, no bar"));
         }
-        for (name, rates, times) in [("Pinnace", ours, our_times), ("etcd", theirs, their_times)] {
+        let [our_cpu, their_cpu] = cpu;
+        for (name, rates, times, cpu) in
+            [("Pinnace", ours, our_times, our_cpu), ("etcd", theirs, their_times, their_cpu)]
+        {
             note(&format!(
-                "{name}: {:.0} to {:.0} writes/s; p50 {:.2} ms, p99 {:.2} ms",
+                "{name}: {:.0} to {:.0} writes/s; p50 {:.2} ms, p99 {:.2} ms; {:.0} us of processor time a write",
                 rates.min(),
                 rates.max(),
                 times.median(),
-                times.percentile(99)
+                times.percentile(99),
+                cpu.as_secs_f64() * 1e6 / times.len() as f64
             ));
         }
     }

@@ -176,7 +176,7 @@ impl Node {
             return Ok(());
         };
         match message {
-            Message::Snapshot(set) => self.snapshot(set),
+            Message::Snapshot(set) => self.snapshot(now, set),
             Message::Delta(delta) => self.delta(now, delta),
             Message::Part(part) => return self.part(now, &part),
             Message::UpToDate(answer) => self.up_to_date(answer),
@@ -329,8 +329,11 @@ impl Node {
         }
     }
 
-    fn snapshot(&mut self, set: SnapshotV1) {
+    fn snapshot(&mut self, now: Duration, set: SnapshotV1) {
         if self.retired.contains(&set.epoch) {
+            // Late, most likely; if not, the hello stays unanswered, and a new
+            // connection takes what this one does not.
+            self.say_hello_soon(now);
             return;
         }
         if let Some(newest) = &self.set
@@ -388,7 +391,7 @@ impl Node {
             return Ok(());
         };
         match decode_assembled(&bytes)? {
-            Decoded::Message(Message::Snapshot(set)) => self.snapshot(set),
+            Decoded::Message(Message::Snapshot(set)) => self.snapshot(now, set),
             Decoded::Message(Message::Delta(delta)) => self.delta(now, delta),
             Decoded::Message(other) => return Err(ReceiveError::Parts(other.kind())),
             Decoded::Ignored { .. } => {}

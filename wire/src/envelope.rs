@@ -65,6 +65,8 @@ macro_rules! kinds {
         }
 
         /// A message of a kind this version knows.
+        // Messages are handled one at a time; a box for each would only be one more step.
+        #[allow(clippy::large_enum_variant)]
         #[derive(Clone, Debug, PartialEq, Eq)]
         pub enum Message {
             $($(#[$doc])* $name($type),)*
@@ -130,6 +132,8 @@ pub trait Body: Serialize + DeserializeOwned {
 }
 
 /// What a reader makes of the bytes.
+// As for messages.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decoded {
     /// A message.

@@ -31,6 +31,8 @@ pub struct Split {
     n_parts: u16,
     n_have: u16,
     n_sent: u16,
+    /// What the last acknowledgement said, be it less.
+    latest: u16,
 }
 
 /// Why a message cannot be sent in parts.
@@ -55,7 +57,7 @@ impl Split {
         }
         let n_parts = u16::try_from(bytes.len().div_ceil(PART_BYTES).max(1))
             .map_err(|_error| TooLarge(bytes.len()))?;
-        Ok(Self { sha256: digest(&bytes), bytes, n_parts, n_have: 0, n_sent: 0 })
+        Ok(Self { sha256: digest(&bytes), bytes, n_parts, n_have: 0, n_sent: 0, latest: 0 })
     }
 
     /// The next part to send, or `None` while the window is full or all are sent.
@@ -75,16 +77,12 @@ impl Split {
         })
     }
 
-    /// Takes an acknowledgement; true where it told something new. A receiver that
-    /// has nothing of the message (it restarted) makes the sender start again.
+    /// Takes an acknowledgement; true where it opened the window further.
     pub fn acknowledge(&mut self, ack: &PartAckV1) -> bool {
         if ack.sha256 != self.sha256 || ack.n_have > self.n_parts {
             return false;
         }
-        if ack.n_have == 0 && self.n_have > 0 {
-            (self.n_have, self.n_sent) = (0, 0);
-            return true;
-        }
+        self.latest = ack.n_have;
         if ack.n_have <= self.n_have {
             return false;
         }
@@ -93,9 +91,12 @@ impl Split {
         true
     }
 
-    /// Forgets what was sent and not acknowledged: it is sent again.
+    /// Sends again what the receiver lacks, after a time without progress. Only
+    /// here an acknowledgement of less than before counts: it may be late, or the
+    /// receiver may have forgotten.
     pub fn rewind(&mut self) {
-        self.n_sent = self.n_have;
+        self.n_have = self.latest;
+        self.n_sent = self.latest;
     }
 }
 
@@ -229,7 +230,9 @@ mod tests {
         let Assembled::Partial(ack) = restarted.take(&split.next_part().unwrap()) else {
             panic!("a lone part is not the whole")
         };
-        assert!(split.acknowledge(&ack));
+        assert!(!split.acknowledge(&ack), "it may be late, so nothing is sent at once");
+        assert_eq!(split.next_part().map(|part| part.index), Some(4));
+        split.rewind();
         assert_eq!(split.next_part().map(|part| part.index), Some(0));
     }
 

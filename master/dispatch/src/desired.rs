@@ -3,7 +3,9 @@
 //! Not earlier sets are kept but, for each item, the revision at which it came
 //! into the set or changed, and for the last [`REMOVED_MAX`] items that left it,
 //! when. That is enough for a delta from any base since this master started (or
-//! since the oldest removal it still knows), at 40 bytes an item.
+//! since the oldest removal it still knows), at 40 bytes an item. Of the sets of
+//! an earlier run of the master only one is known: the one a node was found to
+//! have that is equal to the newest.
 
 use std::collections::VecDeque;
 
@@ -19,8 +21,12 @@ pub const REMOVED_MAX: usize = 256;
 pub struct DesiredSet {
     epoch: Epoch,
     revision: u64,
-    /// Deltas from this base on are possible.
-    floor: u64,
+    /// The revision of the first set of this run: all since are known.
+    started: u64,
+    /// The same, or the older one under which a node has that first set.
+    first: u64,
+    /// Removals up to this revision are forgotten.
+    forgotten: u64,
     /// Sorted by uid.
     entries: Vec<Entry>,
     /// What left the set, and at which revision; oldest first.
@@ -73,7 +79,9 @@ impl DesiredSet {
         let mut first = Self {
             epoch: set.epoch,
             revision: set.revision,
-            floor: set.revision,
+            started: set.revision,
+            first: set.revision,
+            forgotten: 0,
             entries: Vec::new(),
             removed: VecDeque::new(),
             digest: crate::set_digest(&set.items),
@@ -118,7 +126,7 @@ impl DesiredSet {
         self.removed.extend(removed.into_iter().map(|uid| (set.revision, uid)));
         while self.removed.len() > REMOVED_MAX {
             if let Some((revision, _)) = self.removed.pop_front() {
-                self.floor = self.floor.max(revision);
+                self.forgotten = self.forgotten.max(revision);
             }
         }
         self.entries = entries;
@@ -145,12 +153,28 @@ impl DesiredSet {
         self.digest
     }
 
-    /// Gives the set the revision under which a node already has it. Only before
-    /// any set was sent, else two revisions of one set would be on the way.
+    /// Gives the first set of this run the revision under which a node already
+    /// has it, so that the node stores nothing. Only before any set was sent, else
+    /// two revisions of one set would be on the way.
     pub fn adopt(&mut self, revision: u64) {
         debug_assert!(revision <= self.revision, "a node that is ahead is not adopted");
+        self.renumber_all(revision);
+    }
+
+    /// Takes that back where the node turns out to have `revision`, of which
+    /// nothing is known: what it said before was late. False where nothing was
+    /// adopted that explains it.
+    pub fn disown(&mut self, revision: u64) -> bool {
+        let explained = self.revision == self.first && revision <= self.started;
+        if explained {
+            self.renumber_all(self.started);
+        }
+        explained
+    }
+
+    fn renumber_all(&mut self, revision: u64) {
         self.revision = revision;
-        self.floor = revision;
+        self.first = revision;
         self.removed.clear();
         for entry in &mut self.entries {
             entry.since = revision;
@@ -166,7 +190,8 @@ impl DesiredSet {
     /// What changed since `base`, as it travels, where that is still known.
     #[must_use]
     pub fn delta(&self, base: u64) -> Option<Vec<u8>> {
-        if !(self.floor..self.revision).contains(&base) {
+        let known = base == self.first || base >= self.started;
+        if !known || base < self.forgotten || base >= self.revision {
             return None;
         }
         let upsert: Vec<&EncodedItem> = self
@@ -294,6 +319,21 @@ mod tests {
         assert_eq!((delta.base_revision, delta.revision), (60, 110));
         assert_eq!(delta.upsert.iter().map(|item| item.uid).collect::<Vec<_>>(), [[3; 16]]);
         assert_eq!(delta.remove, [[2; 16]]);
+    }
+
+    #[test]
+    fn nothing_is_said_about_a_set_of_an_earlier_run() {
+        let mut desired = DesiredSet::new(&set(100, &[(1, 3), (2, 4)])).unwrap();
+        desired.adopt(60);
+        desired.replace(&set(110, &[(1, 3)])).unwrap();
+        assert_eq!(desired.delta(80), None, "who knows what was in it");
+        assert!(desired.delta(60).is_some() && desired.delta(100).is_some());
+
+        let mut desired = DesiredSet::new(&set(100, &[(1, 3)])).unwrap();
+        desired.adopt(60);
+        assert!(!desired.disown(101));
+        assert!(desired.disown(80), "the node went on before this master started");
+        assert_eq!((desired.revision(), desired.delta(60), desired.delta(80)), (100, None, None));
     }
 
     type Items = BTreeMap<u8, u64>;

@@ -511,7 +511,7 @@ impl NodeDispatcher {
         let hello = std::mem::take(&mut session.unanswered);
         let revision = set.revision();
         if let Some(have) = session.have {
-            if have > revision {
+            if have > revision && !set.disown(have) {
                 if !session.ahead {
                     session.ahead = true;
                     let finding = Finding::Ahead { node: have, master: revision };

@@ -202,9 +202,15 @@ impl Hooks {
         let dirs = self.dirs(pod);
         let node = self.node.read().unwrap_or_else(PoisonError::into_inner).clone();
         let facts = Facts { pod_ip: context.state.ip().to_owned(), ..node };
-        let command = env::command(pod, container, &context.desired.keys, &image.config, &facts)
-            .map_err(config)?;
-        if command.args.is_empty() && matches!(image.content, ImageContent::Oci { .. }) {
+        let mut command =
+            env::command(pod, container, &context.desired.keys, &image.config, &facts)
+                .map_err(config)?;
+        let is_module = !matches!(image.content, ImageContent::Oci { .. });
+        if is_module && container.command.is_empty() && image.config.entrypoint.is_empty() {
+            // A program's first argument is its own name; a module's image has none to give.
+            command.args.insert(0, name.to_owned());
+        }
+        if command.args.is_empty() {
             return Err(config(format!(
                 "no command specified: image \"{}\" has none, and neither has the container",
                 container.image

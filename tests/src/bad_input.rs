@@ -36,14 +36,21 @@ fn objects_that_make_no_sense_are_refused_with_the_field() {
     let message = post(&|pod| pod["spec"]["terminationGracePeriodSeconds"] = json!("soon"))
         .refused(400, "BadRequest");
     assert!(message.contains("terminationGracePeriodSeconds"), "{message}");
+    let message = post(&|pod| {
+        pod["spec"]["containers"][0]["resources"] = json!({"limits": {"memory": "many"}});
+    })
+    .refused(400, "BadRequest");
+    assert!(message.contains("quantities must match"), "{message}");
 
     // Values that no pod may have.
     let message = post(&|pod| {
         pod["spec"]["containers"][0]["name"] = json!("Not_Valid");
-        pod["spec"]["containers"][0]["resources"] = json!({"limits": {"memory": "many"}});
+        pod["spec"]["restartPolicy"] = json!("Sometimes");
     })
     .refused(422, "Invalid");
-    assert!(message.contains("spec.containers[0].name"), "{message}");
+    for field in ["spec.containers[0].name", "spec.restartPolicy", "Sometimes"] {
+        assert!(message.contains(field), "{message}");
+    }
     assert!(message.contains("Not_Valid"), "{message}");
 
     // No JSON at all.

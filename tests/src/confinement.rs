@@ -17,11 +17,10 @@ fn a_container_cannot_reach_the_board_it_runs_on() {
             dd if=/tmp/x of=/dev/null bs=1 count=1 2>/dev/null && echo opened $n
         done
         mount -t tmpfs none /tmp 2>/dev/null && echo mounted
-        (echo 1 >/proc/sys/kernel/panic) 2>/dev/null && echo wrote to /proc/sys
-        (echo b >/proc/sysrq-trigger) 2>/dev/null && echo wrote to sysrq
+        (echo none >/proc/sys/kernel/domainname) 2>/dev/null && echo wrote to /proc/sys
+        (echo h >/proc/sysrq-trigger) 2>/dev/null && echo wrote to sysrq
         ls /dev | grep -E '^(sd|vd|nvme|mmcblk|mem|kmsg)' && echo saw a disk
-        ps | grep -c . >/dev/null
-        [ $$ -eq 1 ] && echo is first
+        sh -c '[ $PPID -eq 1 ] && echo is first'
         cat /proc/1/cgroup >/dev/null && echo read its own
         hostname
         while true; do sleep 0.2; done";

@@ -124,7 +124,7 @@ fn the_master_runs_as_any_user() {
     until("the master is ready", || {
         assert!(process.is_running(), "{}", process.log());
         let log = process.log();
-        log.lines().find(|line| line.starts_with("ready ")).map(drop).ok_or(log.clone())
+        log.lines().find(|line| line.starts_with("ready ")).map(drop).ok_or_else(|| log.clone())
     });
     let api = Api::admin(&home.join("kubeconfig"));
     assert!(api.list("/api/v1/namespaces").len() >= 3);

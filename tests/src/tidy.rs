@@ -38,7 +38,37 @@ fn edges(of_tests: bool) -> String {
 
 #[test]
 fn crates_depend_downwards_only() {
-    expect![[""]].assert_eq(&edges(false));
+    expect![[r#"
+        agent -> image
+        agent -> oci
+        agent -> runtime
+        agent -> wasm
+        agent -> wire
+        apiserver -> api
+        apiserver -> store
+        cli -> api
+        cli -> store
+        cli -> wire
+        controllers -> api
+        controllers -> scheduler
+        dispatch -> wire
+        gateway -> wire
+        master -> api
+        master -> apiserver
+        master -> controllers
+        master -> dispatch
+        master -> gateway
+        master -> image
+        master -> scheduler
+        master -> store
+        master -> wasm
+        master -> wire
+        oci -> runtime
+        scheduler -> api
+        wasm -> runtime
+        wasm -> wire
+    "#]]
+    .assert_eq(&edges(false));
 }
 
 #[test]

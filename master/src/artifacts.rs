@@ -207,7 +207,9 @@ impl Artifacts {
             Ok(Err(err)) => {
                 return Err(("InvalidModule".to_owned(), format!("image {image:?}: {err}")));
             }
-            Err(err) => return Err(("InvalidModule".to_owned(), format!("image {image:?}: {err}"))),
+            Err(err) => {
+                return Err(("InvalidModule".to_owned(), format!("image {image:?}: {err}")));
+            }
         };
         let mut artifact = ArtifactV1 {
             module: name.module.clone(),

@@ -52,9 +52,7 @@ fn error(resource: Kind, key: &ObjectKey, status: Status) -> ClusterError {
         | Reason::MethodNotAllowed
         | Reason::NotAcceptable
         | Reason::UnsupportedMediaType
-        | Reason::RequestEntityTooLarge => {
-            ClusterError::Invalid { what, message: status.message }
-        }
+        | Reason::RequestEntityTooLarge => ClusterError::Invalid { what, message: status.message },
         Reason::TooManyRequests
         | Reason::InternalError
         | Reason::ServiceUnavailable

@@ -49,7 +49,9 @@ impl Registries {
         let info =
             image::inspect(&self.registry, &reference, MODULE_BYTES_MAX).await.map_err(failed)?;
         let ImageKind::Wasm(module) = info.kind else {
-            let message = format!("image {image} is not a WebAssembly module: remove runtimeClassName wasm, or name a module");
+            let message = format!(
+                "image {image} is not a WebAssembly module: remove runtimeClassName wasm, or name a module"
+            );
             return Err(("InvalidModule".to_owned(), message));
         };
         let found = module.module_digest.to_string();
@@ -59,8 +61,7 @@ impl Registries {
             );
             return Err(("ErrImagePull".to_owned(), message));
         }
-        let bytes =
-            image::fetch_wasm(&self.registry, &reference, &module).await.map_err(failed)?;
+        let bytes = image::fetch_wasm(&self.registry, &reference, &module).await.map_err(failed)?;
         Ok((found, bytes.to_vec()))
     }
 }

@@ -66,8 +66,7 @@ pub(crate) fn pod(object: &Value) -> Result<LoweredPod, LowerError> {
     let records = ImageRecords::of(object);
     let mut sources = BTreeSet::new();
     let spec = &read.spec;
-    let volumes =
-        spec.volumes.iter().map(|volume| lower_volume(volume, &mut sources)).collect();
+    let volumes = spec.volumes.iter().map(|volume| lower_volume(volume, &mut sources)).collect();
     let containers = spec
         .containers
         .iter()
@@ -78,9 +77,10 @@ pub(crate) fn pod(object: &Value) -> Result<LoweredPod, LowerError> {
         .collect::<Result<Vec<_>, _>>()?;
     let metadata = &read.metadata;
     let grace = spec.termination_grace_period_seconds;
-    let deletion = metadata.deletion_timestamp.as_ref().map(|_| {
-        seconds(metadata.deletion_grace_period_seconds.or(grace))
-    });
+    let deletion = metadata
+        .deletion_timestamp
+        .as_ref()
+        .map(|_| seconds(metadata.deletion_grace_period_seconds.or(grace)));
     let pod = PodV1 {
         uid: uid(&metadata.uid)?,
         namespace: metadata.namespace.clone(),
@@ -224,9 +224,8 @@ fn lower_container(
         _ => RuntimeV1::Oci,
     };
     // What the image is known to be counts only for the runtime that runs it.
-    let digest = record.filter(|record| {
-        (record.runtime == Runtime::Wasm) == (runtime == RuntimeV1::Wasm)
-    });
+    let digest =
+        record.filter(|record| (record.runtime == Runtime::Wasm) == (runtime == RuntimeV1::Wasm));
     let env_from = container
         .env_from
         .iter()
@@ -408,8 +407,7 @@ mod tests {
     #[test]
     fn what_a_pod_names_is_sent_with_it() {
         let lowered = pod(&manifest()).unwrap();
-        let expected =
-            [SourceV1::ConfigMap("c".to_owned()), SourceV1::Secret("s".to_owned())];
+        let expected = [SourceV1::ConfigMap("c".to_owned()), SourceV1::Secret("s".to_owned())];
         assert_eq!(lowered.sources, BTreeSet::from(expected));
         let pod = body(&lowered);
         assert_eq!(pod.uid[..4], [1, 2, 3, 4]);
@@ -448,8 +446,7 @@ mod tests {
                 let records = json!({"main": {
                     "image": "web:1", "digest": digest, "runtime": runtime, "platforms": [],
                 }});
-                object["metadata"]["annotations"]["pinnace.io/images"] =
-                    json!(records.to_string());
+                object["metadata"]["annotations"]["pinnace.io/images"] = json!(records.to_string());
             }
             let lowered = pod(&object).unwrap();
             let container = &body(&lowered).containers[0];

@@ -110,7 +110,12 @@ enum Changed {
 
 /// What comes back from work beside the task.
 enum Done {
-    Report { node: String, boot_id: Uid, seq: u64, stored: bool },
+    Report {
+        node: String,
+        boot_id: Uid,
+        seq: u64,
+        stored: bool,
+    },
     /// The store has a new revision.
     Nudged,
 }
@@ -463,12 +468,8 @@ impl Nodes {
             match output {
                 Output::Send { channel, bytes } => {
                     // A node that is gone says hello when it is back.
-                    let sent = self.setup.gateway.send(
-                        &node,
-                        &channel.of(&node),
-                        channel.qos(),
-                        bytes,
-                    );
+                    let sent =
+                        self.setup.gateway.send(&node, &channel.of(&node), channel.qos(), bytes);
                     if let Err(err) = sent {
                         debug!(node = &*node, %err, "not sent");
                     }
@@ -491,7 +492,10 @@ impl Nodes {
             // Enrolled under a store that this one was restored from before it knew
             // the node: its certificate is good, so its object is made again.
             None if hello.epoch != 0 && hello.epoch != self.setup.epoch => {
-                info!(node, "unknown node of an earlier store says hello: its object is made again");
+                info!(
+                    node,
+                    "unknown node of an earlier store says hello: its object is made again"
+                );
                 self.write_node(node, hello.info);
             }
             None => {

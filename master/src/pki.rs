@@ -74,12 +74,13 @@ impl Pki {
             .create(dir)
             .map_err(|source| file_error("make", dir, source))?;
         let (ca_pem, ca_key) = load_or_make(dir, "ca", |_| true, make_ca)?;
-        let damaged = |name: &str, reason: String| PkiError::Damaged { path: dir.join(name), reason };
+        let damaged =
+            |name: &str, reason: String| PkiError::Damaged { path: dir.join(name), reason };
         let key = KeyPair::from_pem(&ca_key).map_err(|e| damaged("ca.key", e.to_string()))?;
         let ca = CertificateDer::from_pem_slice(ca_pem.as_bytes())
             .map_err(|e| damaged("ca.crt", e.to_string()))?;
-        let issuer = Issuer::from_ca_cert_der(&ca, key)
-            .map_err(|e| damaged("ca.crt", e.to_string()))?;
+        let issuer =
+            Issuer::from_ca_cert_der(&ca, key).map_err(|e| damaged("ca.crt", e.to_string()))?;
 
         let now = clock::now();
         let server_fits = |pem: &str| fits(pem, now, names);
@@ -113,7 +114,11 @@ impl Pki {
     }
 
     /// Signs the public key of a node's request, and nothing else of it.
-    pub(crate) fn sign_node(&self, node: &str, csr: &[u8]) -> Result<CertificateDer<'static>, PkiError> {
+    pub(crate) fn sign_node(
+        &self,
+        node: &str,
+        csr: &[u8],
+    ) -> Result<CertificateDer<'static>, PkiError> {
         let failed =
             |e: rcgen::Error| PkiError::Sign { name: node.to_owned(), reason: e.to_string() };
         // Checks the request's own signature: the board holds the private key.
@@ -183,7 +188,9 @@ fn load_or_make(
 /// Replaces `path` by `bytes`, mode 0600: afterwards it is old or new, never half.
 pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<(), PkiError> {
     let failed = |source| file_error("write", path, source);
-    let dir = path.parent().unwrap_or(Path::new("."));
+    // The parent of a bare file name is the empty path.
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+    let dir = dir.unwrap_or_else(|| Path::new("."));
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
     let new = dir.join(name);
@@ -192,8 +199,12 @@ pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<(), PkiError> {
         Err(err) if err.kind() != std::io::ErrorKind::NotFound => return Err(failed(err)),
         _ => (),
     }
-    let mut file =
-        fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).map_err(failed)?;
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&new)
+        .map_err(failed)?;
     file.write_all(bytes).map_err(failed)?;
     file.sync_all().map_err(failed)?;
     fs::rename(&new, path).map_err(failed)?;
@@ -211,7 +222,8 @@ fn dated(mut params: CertificateParams, life: Duration) -> CertificateParams {
 }
 
 fn make_ca() -> Result<(String, String), PkiError> {
-    let failed = |e: rcgen::Error| PkiError::Sign { name: "the CA".to_owned(), reason: e.to_string() };
+    let failed =
+        |e: rcgen::Error| PkiError::Sign { name: "the CA".to_owned(), reason: e.to_string() };
     let key = KeyPair::generate().map_err(failed)?;
     let mut params = dated(CertificateParams::default(), CA_LIFE);
     // Two clusters must not have the same issuer name.
@@ -255,10 +267,8 @@ fn make_leaf(
     params: &CertificateParams,
     life: Duration,
 ) -> Result<(String, String), PkiError> {
-    let failed = |e: rcgen::Error| PkiError::Sign {
-        name: "the master".to_owned(),
-        reason: e.to_string(),
-    };
+    let failed =
+        |e: rcgen::Error| PkiError::Sign { name: "the master".to_owned(), reason: e.to_string() };
     let key = KeyPair::generate().map_err(failed)?;
     let certificate = dated(params.clone(), life).signed_by(&key, issuer).map_err(failed)?;
     Ok((certificate.pem(), key.serialize_pem()))
@@ -270,16 +280,16 @@ fn fits(pem: &str, now: SystemTime, names: &[String]) -> bool {
     let Ok((_, certificate)) = x509_parser::parse_x509_certificate(&der) else { return false };
     let now = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let now = i64::try_from(now).unwrap_or(i64::MAX);
-    let (start, end) =
-        (certificate.validity().not_before.timestamp(), certificate.validity().not_after.timestamp());
+    let (start, end) = (
+        certificate.validity().not_before.timestamp(),
+        certificate.validity().not_after.timestamp(),
+    );
     if now < start || end - now < (end - start) / 3 {
         return false;
     }
     let Ok(extension) = certificate.subject_alternative_name() else { return false };
     let held: Vec<String> = extension
-        .map(|extension| {
-            extension.value.general_names.iter().filter_map(general_name).collect()
-        })
+        .map(|extension| extension.value.general_names.iter().filter_map(general_name).collect())
         .unwrap_or_default();
     names.iter().all(|name| held.contains(name))
 }
@@ -290,7 +300,7 @@ fn general_name(name: &x509_parser::extensions::GeneralName<'_>) -> Option<Strin
         x509_parser::extensions::GeneralName::IPAddress(bytes) => {
             let v4: Option<[u8; 4]> = (*bytes).try_into().ok();
             let v6: Option<[u8; 16]> = (*bytes).try_into().ok();
-            v4.map(IpAddr::from).or(v6.map(IpAddr::from)).map(|address| address.to_string())
+            v4.map(IpAddr::from).or_else(|| v6.map(IpAddr::from)).map(|address| address.to_string())
         }
         _ => None,
     }
@@ -376,6 +386,6 @@ mod tests {
         let mut damaged = csr.der().to_vec();
         let last = damaged.len() - 1;
         damaged[last] ^= 1;
-        assert!(pki.sign_node("board-1", &damaged).is_err());
+        pki.sign_node("board-1", &damaged).unwrap_err();
     }
 }

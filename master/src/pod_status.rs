@@ -241,7 +241,8 @@ mod tests {
 
     #[test]
     fn the_transition_time_moves_only_with_the_status() {
-        let waiting = StateV1::Waiting { reason: "CrashLoopBackOff".to_owned(), message: String::new() };
+        let waiting =
+            StateV1::Waiting { reason: "CrashLoopBackOff".to_owned(), message: String::new() };
         let running = report(PhaseV1::Running, StateV1::Running { started_ms: 2_000 }, true);
         let first = pod_status(&json!({}), &running, "10.0.0.1", at(10));
         let second = pod_status(
@@ -251,7 +252,10 @@ mod tests {
             at(20),
         );
         assert_eq!(ready_of(&second), ("False", "ContainersNotReady", "1970-01-01T00:00:20Z"));
-        assert_eq!(second["containerStatuses"][0]["state"]["waiting"]["reason"], "CrashLoopBackOff");
+        assert_eq!(
+            second["containerStatuses"][0]["state"]["waiting"]["reason"],
+            "CrashLoopBackOff"
+        );
     }
 
     #[test]

@@ -181,7 +181,7 @@ fn host(config: &Config) -> String {
     if !listen.is_unspecified() {
         return listen.to_string();
     }
-    default_route_address().unwrap_or(IpAddr::from([127, 0, 0, 1])).to_string()
+    default_route_address().unwrap_or_else(|| IpAddr::from([127, 0, 0, 1])).to_string()
 }
 
 /// The address of the default route's interface. Sends nothing: connecting a UDP
@@ -267,10 +267,8 @@ fn start_controllers(
     tasks: &TaskTracker,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Recorder> {
-    let network = config
-        .pod_cidr
-        .parse()
-        .with_context(|| format!("--pod-cidr {:?}", config.pod_cidr))?;
+    let network =
+        config.pod_cidr.parse().with_context(|| format!("--pod-cidr {:?}", config.pod_cidr))?;
     let pod_network = node_cidr::Config::new(network, NODE_PREFIX)
         .with_context(|| format!("--pod-cidr {:?}", config.pod_cidr))?;
     let nodes = node_lifecycle::Config {

@@ -99,18 +99,21 @@ impl Streams {
         command: CommandV1,
         stream: oneshot::Receiver<NodeStream>,
     ) -> Result<NodeStream, Status> {
-        let unreachable = |what: &str| {
-            Status::new(Reason::ServiceUnavailable, format!("node \"{node}\" {what}"))
-        };
+        let unreachable =
+            |what: &str| Status::new(Reason::ServiceUnavailable, format!("node \"{node}\" {what}"));
         let (sent, is_sent) = oneshot::channel();
         let stopping = |_| Status::unavailable("the master is stopping");
         self.commands.send((node.to_owned(), command, sent)).await.map_err(|_| stopping(()))?;
         if !is_sent.await.map_err(|_| stopping(()))? {
-            return Err(unreachable("is not connected: logs are on the node and come back with it"));
+            return Err(unreachable(
+                "is not connected: logs are on the node and come back with it",
+            ));
         }
         match tokio::time::timeout(TICKET_LIFE, stream).await {
             Ok(Ok(stream)) => Ok(stream),
-            _ => Err(unreachable("did not answer within 10 s: check that it reaches the node port")),
+            _ => {
+                Err(unreachable("did not answer within 10 s: check that it reaches the node port"))
+            }
         }
     }
 }
@@ -200,7 +203,8 @@ fn logs(request: &LogRequest) -> Result<LogsV1, Status> {
     let uid = lower::uid(&request.pod_uid).map_err(|err| Status::internal(err.to_string()))?;
     let since_ms = match (&request.since_time, request.since_seconds) {
         (Some(time), _) => {
-            let bad = || Status::bad_request(format!("sinceTime: {time:?} is not an RFC 3339 time"));
+            let bad =
+                || Status::bad_request(format!("sinceTime: {time:?} is not an RFC 3339 time"));
             let time = api::time::parse(time).ok_or_else(bad)?;
             Some(u64::try_from(time.as_millisecond()).unwrap_or(0))
         }
@@ -221,4 +225,3 @@ fn logs(request: &LogRequest) -> Result<LogsV1, Status> {
         limit_bytes: request.limit_bytes,
     })
 }
-

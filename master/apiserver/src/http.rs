@@ -131,8 +131,7 @@ impl Server {
         let ServerOptions { tokens, checks, downloads, limits } = options;
         let requests = Semaphore::new(limits.requests_max);
         let metrics = Metrics::default();
-        let state =
-            State { api, tokens, checks, downloads, requests, limits, metrics, shutdown };
+        let state = State { api, tokens, checks, downloads, requests, limits, metrics, shutdown };
         Self { state: Arc::new(state) }
     }
 

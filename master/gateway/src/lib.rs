@@ -124,6 +124,8 @@ pub struct Peer {
 }
 
 /// What happened on the node port.
+// The largest variant is a connection, and events are few and short-lived.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug)]
 pub enum GatewayEvent {
     /// A node connected. `conn` only grows; a newer connection of a node replaces

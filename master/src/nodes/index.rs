@@ -51,9 +51,7 @@ impl Index {
         let mut changed = Vec::new();
         let same = match (self.pods.get(key), &lowered) {
             (Some(old), Some(new)) => {
-                old.node == node
-                    && old.uid == new.item.uid
-                    && old.generation == new.item.generation
+                old.node == node && old.uid == new.item.uid && old.generation == new.item.generation
             }
             (None, None) => true,
             _ => false,
@@ -179,7 +177,7 @@ mod tests {
         let source = source_of("ConfigMap", "c");
         assert_eq!(index.users("default", &source), BTreeSet::from(["n2".to_owned()]));
         let key = ObjectKey::new("default", "a");
-        assert_eq!(index.pods_of("n2"), [key.clone()]);
+        assert_eq!(index.pods_of("n2"), std::slice::from_ref(&key));
         assert_eq!(index.pod(&key, None).unwrap(), ["n2"]);
         assert!(index.users("default", &source).is_empty());
         assert!(index.pods_of("n2").is_empty());
@@ -191,7 +189,7 @@ mod tests {
         let (key, mut object) = pod("a", "n1", "x");
         index.pod(&key, Some(&object)).unwrap();
         object["metadata"]["uid"] = json!("damaged");
-        assert!(index.pod(&key, Some(&object)).is_err());
+        index.pod(&key, Some(&object)).unwrap_err();
         assert!(index.pods_of("n1").is_empty());
     }
 }

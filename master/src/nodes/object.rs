@@ -92,9 +92,10 @@ fn conditions(old: &Value, info: &NodeInfoV1, now: Timestamp) -> Vec<Value> {
     let pressure = ["MemoryPressure", "DiskPressure", "PIDPressure"].map(|kind| {
         (kind, "False", "AgentHasSufficientResources", "the agent reports no pressure")
     });
-    let found = info.findings.iter().map(|(kind, message)| {
-        (kind.as_str(), "True", "Found", message.as_str())
-    });
+    let found = info
+        .findings
+        .iter()
+        .map(|(kind, message)| (kind.as_str(), "True", "Found", message.as_str()));
     pressure
         .into_iter()
         .chain(found)
@@ -148,8 +149,14 @@ mod tests {
             memory_bytes: 512 << 20,
             pods_max: 110,
             oci: true,
-            wasm: Some(WasmTargetV1 { target: "aarch64-unknown-linux-gnu".to_owned(), ..WasmTargetV1::default() }),
-            findings: vec![("MemoryCgroupMissing".to_owned(), "add cgroup_enable=memory".to_owned())],
+            wasm: Some(WasmTargetV1 {
+                target: "aarch64-unknown-linux-gnu".to_owned(),
+                ..WasmTargetV1::default()
+            }),
+            findings: vec![(
+                "MemoryCgroupMissing".to_owned(),
+                "add cgroup_enable=memory".to_owned(),
+            )],
             ..NodeInfoV1::default()
         }
     }

@@ -219,6 +219,8 @@ pub struct Reader<R> {
     at: At,
 }
 
+// One of these a reader: its size does not matter.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug)]
 enum At {
     /// An entry or the tail follows.

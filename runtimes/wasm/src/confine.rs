@@ -65,8 +65,14 @@ pub(crate) fn enter(spec: &ContainerSpec, root: &Path) -> Result<(), ConfineErro
     pivot_root(".", ".").context(|| "cannot change the root".to_owned())?;
     umount2(".", MntFlags::MNT_DETACH).context(|| "cannot leave the old root".to_owned())?;
     std::env::set_current_dir("/").context(|| "cannot enter the new root".to_owned())?;
-    mount(none, "/", none, quiet | MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY, none)
-        .context(|| "cannot make the root read-only".to_owned())
+    mount(
+        none,
+        "/",
+        none,
+        quiet | MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY,
+        none,
+    )
+    .context(|| "cannot make the root read-only".to_owned())
 }
 
 fn join_namespaces(sandbox: &Sandbox) -> Result<(), ConfineError> {
@@ -98,7 +104,8 @@ fn below(root: &Path, destination: &str) -> Option<PathBuf> {
 
 fn bind(entry: &Mount, root: &Path, quiet: MsFlags) -> Result<(), ConfineError> {
     let what = || format!("cannot mount {} at {}", entry.source.display(), entry.destination);
-    let target = below(root, &entry.destination).ok_or(std::io::ErrorKind::InvalidInput).context(what)?;
+    let target =
+        below(root, &entry.destination).ok_or(std::io::ErrorKind::InvalidInput).context(what)?;
     let is_dir = fs::metadata(&entry.source).context(what)?.is_dir();
     if is_dir {
         fs::create_dir_all(&target).context(what)?;
@@ -158,10 +165,7 @@ fn restrict_files(writable: &[PathBuf]) -> Result<(), landlock::RulesetError> {
     Ruleset::default()
         .handle_access(AccessFs::from_all(abi))?
         .create()?
-        .add_rules(path_beneath_rules(
-            ["/"],
-            AccessFs::ReadFile | AccessFs::ReadDir,
-        ))?
+        .add_rules(path_beneath_rules(["/"], AccessFs::ReadFile | AccessFs::ReadDir))?
         .add_rules(path_beneath_rules(writable, AccessFs::from_all(abi) & !AccessFs::Execute))?
         .restrict_self()?;
     Ok(())

@@ -93,13 +93,14 @@ fn failure(reason: &str, message: impl std::fmt::Display) -> LaunchError {
 }
 
 fn prepare(dir: &Path) -> Result<Ready, LaunchError> {
-    let config = ContainerDir::new(dir)
-        .spec()
-        .map_err(|err| failure(reason::CREATE_CONTAINER_ERROR, format!("cannot read the config: {err}")))?;
+    let config = ContainerDir::new(dir).spec().map_err(|err| {
+        failure(reason::CREATE_CONTAINER_ERROR, format!("cannot read the config: {err}"))
+    })?;
     let (uid, gid) = user(&config)?;
     cgroup::join(&config).map_err(|err| failure(reason::CREATE_CONTAINER_ERROR, err))?;
-    let oom = File::create(dir.join(OOM_FILE))
-        .map_err(|err| failure(reason::CREATE_CONTAINER_ERROR, format!("cannot make {OOM_FILE}: {err}")))?;
+    let oom = File::create(dir.join(OOM_FILE)).map_err(|err| {
+        failure(reason::CREATE_CONTAINER_ERROR, format!("cannot make {OOM_FILE}: {err}"))
+    })?;
 
     let engine = Engine::new(&engine::node_config())
         .map_err(|err| failure(reason::CREATE_CONTAINER_ERROR, format!("{err:#}")))?;
@@ -143,7 +144,8 @@ fn map(engine: &Engine, config: &ContainerSpec) -> Result<Code, LaunchError> {
     let Workload::Wasm { artifact: path, sha256, signature, key } = &config.workload else {
         return Err(create(&"not a WASM container"));
     };
-    let file = artifact::open_verified(path, *sha256, signature, key).map_err(|err| create(&err))?;
+    let file =
+        artifact::open_verified(path, *sha256, signature, key).map_err(|err| create(&err))?;
     // By its descriptor, so that what is mapped is what was verified.
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     let invalid = |err: wasmtime::Error| create(&format!("{err:#}"));

@@ -171,9 +171,17 @@ mod tests {
         check("clone", libc::SIGCHLD, eperm);
         check("clone", libc::CLONE_NEWUSER, eperm);
         check("clone3", 0, RET_ERRNO | libc::ENOSYS.unsigned_abs());
-        for name in
-            ["execve", "ptrace", "mount", "setns", "unshare", "bpf", "kill", "keyctl", "io_uring_setup"]
-        {
+        for name in [
+            "execve",
+            "ptrace",
+            "mount",
+            "setns",
+            "unshare",
+            "bpf",
+            "kill",
+            "keyctl",
+            "io_uring_setup",
+        ] {
             check(name, 0, eperm);
         }
         assert_eq!(verdict(AUDIT_ARCH ^ 1, 0, 0), RET_KILL_PROCESS);

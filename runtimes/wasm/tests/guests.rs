@@ -207,10 +207,7 @@ impl<'a> Node<'a> {
             env: vec![("GREETING".to_owned(), "Hej".to_owned())],
             cwd: String::new(),
             user: User::default(),
-            mounts: vec![
-                mount("read-only", "/config", true),
-                mount("writable", "/data", false),
-            ],
+            mounts: vec![mount("read-only", "/config", true), mount("writable", "/data", false)],
             resources: Resources::default(),
             security: Security::default(),
             sandbox: Sandbox {
@@ -250,7 +247,10 @@ impl<'a> Node<'a> {
     /// What the guest wrote, without times and streams.
     fn log(&self) -> String {
         let log = fs::read_to_string(self.path("guest.log")).unwrap_or_default();
-        log.lines().map(|line| line.splitn(4, ' ').nth(3).unwrap_or("")).collect::<Vec<_>>().join("\n")
+        log.lines()
+            .map(|line| line.splitn(4, ' ').nth(3).unwrap_or(""))
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 
     async fn until_log(&self, text: &str) {
@@ -303,8 +303,20 @@ async fn both_kinds_run_with_arguments_and_variables(node: &Node<'_>) {
 
 async fn volumes_are_where_they_were_mounted_and_nothing_else_is(node: &Node<'_>) {
     let args = [
-        "read", "/config/greeting", "write", "/config/x", "write", "/data/x", "write", "/x",
-        "read", "/etc/passwd", "read", "/data/../../etc/passwd", "list", "/",
+        "read",
+        "/config/greeting",
+        "write",
+        "/config/x",
+        "write",
+        "/data/x",
+        "write",
+        "/x",
+        "read",
+        "/etc/passwd",
+        "read",
+        "/data/../../etc/passwd",
+        "list",
+        "/",
     ];
     for module in [&node.guests.module, &node.guests.component] {
         let (_, log) = node.run(node.spec(module, &args)).await;
@@ -391,9 +403,7 @@ async fn the_process_has_no_privilege_left(node: &Node<'_>) {
     }
     assert_eq!(field("NoNewPrivs:"), "1");
     assert_eq!(field("Seccomp:"), "2");
-    let namespace = |path: &Path| {
-        std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap())
-    };
+    let namespace = |path: &Path| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap());
     assert_eq!(
         namespace(Path::new(&format!("/proc/{pid}/ns/net"))),
         namespace(&node.path("ns/net")),

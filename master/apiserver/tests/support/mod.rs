@@ -142,8 +142,12 @@ pub async fn start_with(store: Arc<dyn Store>, limits: Limits) -> Running {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let shutdown = CancellationToken::new();
-    let options =
-        ServerOptions { tokens: Some(Arc::new(Tokens)), checks: vec![Arc::new(Gateway)], limits };
+    let options = ServerOptions {
+        tokens: Some(Arc::new(Tokens)),
+        checks: vec![Arc::new(Gateway)],
+        limits,
+        ..ServerOptions::default()
+    };
     let server = Server::new(api.clone(), options, shutdown.clone());
     let serving = tokio::spawn(async move { server.serve(listener, Arc::new(tls)).await });
     Running { api, port, authority, shutdown, serving }

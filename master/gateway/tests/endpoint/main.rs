@@ -1,5 +1,6 @@
 //! The node port against real clients and hostile ones, over TCP and TLS on the
 //! loopback device.
+#![allow(clippy::unwrap_used, reason = "a test says what went wrong by where it panics")]
 
 mod pki;
 
@@ -520,7 +521,7 @@ async fn an_unknown_alpn_is_refused_and_mqtt_is_known() {
     let stream = TcpStream::connect(port.gateway.address()).await.unwrap();
     let connector = TlsConnector::from(port.pki.client_config(Some(&identity), &[b"h2"]));
     let name = ServerName::try_from(wire::MASTER_SERVER_NAME).unwrap();
-    assert!(connector.connect(name, stream).await.is_err());
+    connector.connect(name, stream).await.unwrap_err();
 
     let mut mqtt = port.tls(Some(&identity), &[wire::ALPN_MQTT]).await;
     assert_eq!(mqtt.get_ref().1.alpn_protocol(), Some(wire::ALPN_MQTT));

@@ -4,6 +4,11 @@
 //! Every number comes from the programs as built, started in network namespaces
 //! of their own; see [`world`]. Needs root. `scripts/bench` builds and runs all.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "measures from a thread of its own, where sleeping is what is meant"
+)]
+
 mod client;
 mod numbers;
 mod proc;

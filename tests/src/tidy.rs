@@ -59,7 +59,6 @@ fn crates_depend_downwards_only() {
         master -> dispatch
         master -> gateway
         master -> image
-        master -> scheduler
         master -> store
         master -> wasm
         master -> wire

@@ -39,6 +39,9 @@ enum Number {
         /// Pods of each kind
         #[arg(long, default_value_t = 60)]
         pods: usize,
+        /// CPU request of each pod, which is its weight beside what else runs here
+        #[arg(long, default_value = "1")]
+        cpu: String,
     },
     /// From the start of the master to an answer of /readyz
     Start {
@@ -103,8 +106,8 @@ fn main() -> anyhow::Result<()> {
         Number::Start { rounds } => {
             in_world(&name, async move |world| numbers::start::measure(world, rounds).await)?;
         }
-        Number::Apply { pods } => {
-            in_world(&name, async move |world| numbers::apply::measure(world, pods).await)?;
+        Number::Apply { pods, cpu } => {
+            in_world(&name, async move |world| numbers::apply::measure(world, pods, &cpu).await)?;
         }
         Number::Memory { pods } => {
             in_world(&name, async move |world| numbers::memory::measure(world, pods).await)?;

@@ -258,6 +258,7 @@ impl World {
             let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
             mount(Some("tmpfs"), &run_dir, Some("tmpfs"), flags, Some("mode=711"))?;
         }
+        line(&format!("ip link set {board} up"))?;
         let mut command = self.on_board(board, &program("pinnace-agent")?);
         command
             .args(["run", "--state-dir"])
@@ -282,10 +283,12 @@ impl World {
         run_dir(&self.name, board)
     }
 
-    /// The board loses power: no process says goodbye, and its memory is gone.
+    /// The board loses power: nothing of it says goodbye, and its memory is gone.
     pub(crate) fn lose_power(&mut self, board: &str) -> anyhow::Result<()> {
         let found = self.boards.iter_mut().find(|one| one.name == board);
         let agent = found.context("the board has joined")?.agent.take();
+        // Before anything dies, so that the kernel cannot close the connections.
+        line(&format!("ip link set {board} down"))?;
         if let Some(agent) = &agent {
             // First of all, so that it does not report the death of its pods.
             let _ = kill(raw(agent.id()), Signal::SIGKILL);

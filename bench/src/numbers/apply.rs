@@ -1,12 +1,14 @@
 //! From just before a pod is sent to the API server until a watch, open all the
 //! time, shows it Running. One board; the image is on it, since the first pod of
 //! each kind is not counted. One pod at a time, the kinds in turn; the next is
-//! made once the one before is gone.
+//! made once the one before is gone. The CPU request is an option, since a pod's
+//! processes have its cgroup's share from early in their start.
 
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use futures::StreamExt;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, PostParams, WatchEvent};
 use tokio::time::{Instant, timeout};
@@ -17,7 +19,7 @@ use crate::world::World;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-pub(crate) async fn measure(world: &mut World, n_pods: usize) -> anyhow::Result<()> {
+pub(crate) async fn measure(world: &mut World, n_pods: usize, cpu: &str) -> anyhow::Result<()> {
     world.start_registry().await?;
     world.start_master(&["--link-profile", "lan"]).await?;
     world.join("north")?;
@@ -28,7 +30,7 @@ pub(crate) async fn measure(world: &mut World, n_pods: usize) -> anyhow::Result<
     let mut bound = [Vec::new(), Vec::new()];
     for n in 0..=n_pods {
         for (at, kind) in ["oci", "wasm"].iter().enumerate() {
-            let time = one(&client, kind, &format!("{kind}-{n}")).await?;
+            let time = one(&client, kind, &format!("{kind}-{n}"), cpu).await?;
             if n > 0 {
                 bound[at].push(time.bound);
                 times[at].push(time.running);
@@ -69,10 +71,15 @@ struct Times {
     running: Duration,
 }
 
-async fn one(client: &kube::Client, kind: &str, name: &str) -> anyhow::Result<Times> {
+async fn one(client: &kube::Client, kind: &str, name: &str, cpu: &str) -> anyhow::Result<Times> {
     let pods = pods(client);
     let mut events = watch_pods(&pods).await?;
-    let wanted = pod(kind, name)?;
+    let mut wanted = pod(kind, name)?;
+    let containers = wanted.spec.iter_mut().flat_map(|spec| &mut spec.containers);
+    for resources in containers.filter_map(|container| container.resources.as_mut()) {
+        let requests = resources.requests.get_or_insert_default();
+        requests.insert("cpu".to_owned(), Quantity(cpu.to_owned()));
+    }
     let started = Instant::now();
     pods.create(&PostParams::default(), &wanted).await?;
     let mut bound = None;

@@ -589,3 +589,6 @@ impl NodeDispatcher {
         self.outputs.push(Output::Send { channel, bytes });
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -29,6 +29,8 @@ const TOKEN_BYTES_MAX: u64 = 64 << 10;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// How long an idle connection is kept for the next request.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest silence in the middle of an answer.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -140,6 +142,9 @@ impl Registry {
                 .user_agent(concat!("pinnace/", env!("CARGO_PKG_VERSION")))
                 .connect_timeout(CONNECT_TIMEOUT)
                 .read_timeout(READ_TIMEOUT)
+                // An idle connection would cost a metered link its keep-alives.
+                .pool_idle_timeout(IDLE_TIMEOUT)
+                .tcp_keepalive(None)
                 .redirect(reqwest::redirect::Policy::limited(REDIRECTS_MAX))
                 .referer(false)
         };

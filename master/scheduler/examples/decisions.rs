@@ -1,6 +1,6 @@
 //! How many decisions a second one thread makes. Prints, asserts nothing.
 //!
-//! `cargo run --release -p pinnace-scheduler --example throughput [nodes] [pods]`
+//! `cargo run --release -p pinnace-scheduler --example decisions [nodes] [pods]`
 
 use std::sync::Arc;
 

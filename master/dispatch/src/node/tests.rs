@@ -162,7 +162,7 @@ fn a_report_is_acknowledged_only_when_it_is_stored() {
     assert!(work(&mut node, 8).0.is_empty(), "of another boot, or never taken");
     node.report_stored([1; 16], 1);
     let acknowledged = Message::ReportAck(ReportAckV1 { boot_id: [1; 16], seq: 1 });
-    assert_eq!(work(&mut node, 8).0, [acknowledged.clone()]);
+    assert_eq!(work(&mut node, 8).0, std::slice::from_ref(&acknowledged));
     let again = receive(&mut node, 9, &encode(&report(1, 1)));
     assert_eq!(again, (vec![acknowledged], Vec::new()), "the first may be lost");
 }

@@ -129,6 +129,8 @@ struct NodeState {
     ready: bool,
     info: Option<NodeInfoV1>,
     reports: VecDeque<ReportV1>,
+    /// Boot and number of the newest report that was taken to be stored.
+    accepted: (Uid, u64),
     storing: bool,
 }
 
@@ -527,14 +529,17 @@ impl Nodes {
             self.setup.recorder.record(node, event);
         }
         let Some(state) = self.nodes.get_mut(node) else { return };
-        let waits = state.reports.iter().any(|waiting| waiting.seq == report.seq);
-        if waits {
+        // Handed out again while it, or a newer one, is being stored: an older status
+        // must never be written after a newer one.
+        let (boot_id, accepted) = state.accepted;
+        if boot_id == report.boot_id && report.seq <= accepted {
             return;
         }
         if REPORTS_WAITING_MAX <= state.reports.len() {
-            // It comes again: it is not acknowledged.
-            state.reports.pop_front();
+            // It comes again, since it is not acknowledged.
+            return;
         }
+        state.accepted = (report.boot_id, report.seq);
         state.reports.push_back(report);
         self.store_next(node);
     }
@@ -570,6 +575,11 @@ impl Nodes {
         }
         if let Some(state) = self.nodes.get_mut(&node) {
             state.storing = false;
+            if !stored {
+                // It comes again, and those after it have to wait for it.
+                state.reports.clear();
+                state.accepted = (boot_id, seq.saturating_sub(1));
+            }
         }
         self.store_next(&node);
     }

@@ -115,7 +115,7 @@ impl World {
         let inside = File::open(format!("/run/netns/{name}"))?;
         setns(inside, CloneFlags::CLONE_NEWNET)?;
         line("ip link set lo up")?;
-        line("ip link add hub type bridge")?;
+        line("ip link add hub address 02:00:0a:c9:00:01 type bridge")?;
         line(&format!("ip addr add {HUB}/24 dev hub"))?;
         line("ip link set hub up")?;
         Ok(Self { name: name.to_owned(), dir, registry: None, master: None, boards: Vec::new() })

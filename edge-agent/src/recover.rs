@@ -91,8 +91,9 @@ pub fn find(hooks: &Hooks, set: Option<&SnapshotV1>, now: Now) -> Vec<Found> {
         let desired = wanted.remove(&uid).unwrap_or_else(|| Desired {
             pod: Arc::new(kept.pod),
             generation: kept.generation,
-            // Without a set nothing is known to be unwanted.
-            present: set.is_none(),
+            // Without a set, or with one of a store that may be too old, nothing is
+            // known to be unwanted.
+            present: set.is_none_or(set::holds_unknown),
             keys: KeySet::new(),
         });
         add_traces(&mut state, &traces, &uid, false);

@@ -41,6 +41,13 @@ pub fn node_config(set: &SnapshotV1) -> Option<&NodeConfigV1> {
     })
 }
 
+/// Whether pods that the set does not name are kept: its store was restored from
+/// a backup, and no operator has confirmed yet.
+#[must_use]
+pub fn holds_unknown(set: &SnapshotV1) -> bool {
+    node_config(set).is_some_and(|config| config.hold_unknown)
+}
+
 /// Every pod of the set, with the ConfigMaps and Secrets it uses.
 #[must_use]
 pub fn pods(set: &SnapshotV1) -> BTreeMap<Uid, Desired> {

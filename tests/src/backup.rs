@@ -57,7 +57,16 @@ fn a_restored_cluster_keeps_what_runs_until_the_operator_confirms() {
     // What is done meanwhile works.
     world.create_pod(&sleep("newer"));
     world.pod_becomes_ready("newer");
-    assert_eq!(world.agents[0].processes_by_container().len(), 3);
+    let held = world.agents[0].processes_by_container();
+    assert_eq!(held.len(), 3);
+    // An agent that starts anew holds them as well.
+    world.agents[0].kill();
+    world.start_agent(0);
+    world.node_becomes_ready("node-1");
+    throughout("all go on running", Duration::from_secs(3), || {
+        let now = world.agents[0].processes_by_container();
+        check(now == held, || format!("{held:?} became {now:?}"))
+    });
 
     world.pinnace("node confirm --all").ok();
     until("the unknown pod is gone", || {

@@ -124,7 +124,7 @@ impl Owner {
             self.spawn(desired, state);
         }
         if let Some(set) = self.set.clone() {
-            self.make_so(&set);
+            self.make_so(&set, None);
         }
         let first_word = tokio::time::sleep(FIRST_WORD);
         tokio::pin!(first_word);
@@ -168,9 +168,9 @@ impl Owner {
 
     async fn apply(&mut self, set: Arc<SnapshotV1>) {
         self.store(Arc::clone(&set)).await;
-        self.set = Some(Arc::clone(&set));
+        let before = self.set.replace(Arc::clone(&set));
         self.configure();
-        self.make_so(&set);
+        self.make_so(&set, before.as_deref());
         if self.has_spoken {
             self.speak().await;
         }
@@ -199,13 +199,20 @@ impl Owner {
         }
     }
 
-    /// Brings the workers to the set.
-    fn make_so(&mut self, set: &SnapshotV1) {
+    /// Brings the workers to the set that follows `before`.
+    fn make_so(&mut self, set: &SnapshotV1, before: Option<&SnapshotV1>) {
         let mut wanted = set::pods(set);
+        let before = before.filter(|before| before.epoch == set.epoch);
+        // What this store has named and names no more was deleted; what it has never
+        // named may be newer than the backup it was restored from.
+        let was_named = |uid: &Uid| {
+            before.is_some_and(|before| before.items.iter().any(|item| item.uid == *uid))
+        };
         for (uid, wish) in &self.pods {
             let old = wish.borrow().clone();
             let new = match wanted.remove(uid) {
                 Some(new) => new,
+                None if set::holds_unknown(set) && !was_named(uid) => continue,
                 None => Desired { present: false, ..old.clone() },
             };
             if differs(&old, &new) {

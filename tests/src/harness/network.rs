@@ -39,7 +39,9 @@ impl Network {
         let inside = File::open(path(&hub)).expect("it was just made");
         setns(inside, CloneFlags::CLONE_NEWNET).expect("the tests run as root");
         must("ip link set lo up");
-        must("ip link add hub type bridge");
+        // An address of its own: else it takes the lowest of its ports', which changes
+        // when a board is unplugged, and the others talk to nobody for a while.
+        must("ip link add hub address 02:00:0a:c9:00:01 type bridge");
         must(&format!("ip addr add {HUB}/24 dev hub"));
         must("ip link set hub up");
         network

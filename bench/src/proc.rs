@@ -46,8 +46,8 @@ pub(crate) fn find(needles: &[String]) -> Vec<u32> {
         .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
         .filter(|pid| *pid != std::process::id() && is_alive(*pid))
         .filter(|pid| {
-            let command = read(&format!("/proc/{pid}/cmdline"));
-            let cgroup = read(&format!("/proc/{pid}/cgroup"));
+            let command = read(format!("/proc/{pid}/cmdline"));
+            let cgroup = read(format!("/proc/{pid}/cgroup"));
             needles.iter().any(|one| command.contains(one) || cgroup.contains(one))
         })
         .collect()
@@ -55,7 +55,7 @@ pub(crate) fn find(needles: &[String]) -> Vec<u32> {
 
 /// Whether it exists and is no zombie.
 pub(crate) fn is_alive(pid: u32) -> bool {
-    read(&format!("/proc/{pid}/stat"))
+    read(format!("/proc/{pid}/stat"))
         .rsplit_once(')')
         .is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
 }

@@ -254,7 +254,7 @@ impl World {
     pub(crate) fn start_agent(&mut self, board: &str) -> anyhow::Result<()> {
         let run_dir = self.run_dir(board);
         fs::create_dir_all(&run_dir)?;
-        if mounts(&[run_dir.clone()]).is_empty() {
+        if mounts(std::slice::from_ref(&run_dir)).is_empty() {
             let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
             mount(Some("tmpfs"), &run_dir, Some("tmpfs"), flags, Some("mode=711"))?;
         }

@@ -12,6 +12,7 @@
 //! restart makes the same ones and no pod notices.
 
 mod index;
+mod lease;
 mod liveness;
 mod object;
 mod reports;
@@ -128,6 +129,8 @@ struct NodeState {
     confirmed: bool,
     ready: bool,
     info: Option<NodeInfoV1>,
+    /// When the node's Lease was last renewed.
+    leased: Option<Instant>,
     reports: VecDeque<ReportV1>,
     /// Boot and number of the newest report that was taken to be stored.
     accepted: (Uid, u64),
@@ -232,6 +235,7 @@ impl Nodes {
                 self.setup.liveness.forget(&name);
                 self.setup.gateway.kick(&name);
                 info!(node = name, "node deleted");
+                lease::remove(self.setup.api.clone(), name);
             }
             Changed::Node(name, Some(object)) => self.node_changed(&name, &object),
         }
@@ -454,6 +458,11 @@ impl Nodes {
     fn seen(&mut self, node: &str) {
         let Some(state) = self.nodes.get_mut(node) else { return };
         self.setup.liveness.seen(node);
+        if state.leased.is_none_or(|at| lease::RENEW_AFTER <= at.elapsed()) {
+            state.leased = Some(Instant::now());
+            let heartbeat_s = state.profile.unwrap_or(self.setup.profile).heartbeat_s();
+            lease::renew(self.setup.api.clone(), node.to_owned(), heartbeat_s);
+        }
         if state.ready {
             return;
         }

@@ -7,21 +7,31 @@
 //! be serialised.
 
 mod config;
+mod health;
 mod node;
 mod pod;
+mod volume;
 mod workload;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use config::{ConfigMapView, LeaseSpec, LeaseView, NamespaceView, SecretView};
+pub use health::{
+    ExecAction, GrpcAction, Handler, HttpGetAction, HttpHeader, Lifecycle, Probe, SleepAction,
+    TcpSocketAction,
+};
 pub use node::{NodeAddress, NodeInfo, NodeSpec, NodeStatus, NodeView, Taint};
 pub use pod::{
-    Capabilities, Container, ContainerPort, ContainerState, ContainerStatus, EmptyDir, EnvFrom,
-    EnvVar, EnvVarSource, FieldRef, KeyRef, KeyToPath, LocalRef, PodIp, PodSecurityContext,
-    PodSpec, PodStatus, PodView, ResourceFieldRef, ResourceRequirements, SeccompProfile,
-    SecurityContext, StateRunning, StateTerminated, StateWaiting, Toleration, Volume,
-    VolumeConfigMap, VolumeMount, VolumeSecret,
+    Capabilities, Container, ContainerPort, ContainerState, ContainerStatus, DnsConfig, DnsOption,
+    EnvFrom, EnvVar, EnvVarSource, FieldRef, HostAlias, KeyRef, LocalRef, PodIp,
+    PodSecurityContext, PodSpec, PodStatus, PodView, ResourceFieldRef, ResourceRequirements,
+    SeccompProfile, SecurityContext, StateRunning, StateTerminated, StateWaiting, Sysctl,
+    Toleration, VolumeMount,
+};
+pub use volume::{
+    DownwardItem, EmptyDir, HostPath, KeyToPath, ProjectedKeys, ProjectedToken, Projection, Volume,
+    VolumeClaim, VolumeConfigMap, VolumeDownward, VolumeProjected, VolumeSecret,
 };
 pub use workload::{
     DeploymentSpec, DeploymentStatus, DeploymentStrategy, DeploymentView, ReplicaSetSpec,

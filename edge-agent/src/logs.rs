@@ -264,22 +264,16 @@ mod tests {
             runtime: RuntimeV1::Oci,
             container_id: id::container_id(&UID, "a", attempt),
             restarts: 0,
+            started: true,
             ready: true,
             state,
             last: None,
         };
         let pod = PodStatusV1 {
-            uid: UID,
-            namespace: String::new(),
-            name: String::new(),
             generation: 1,
             phase: PhaseV1::Running,
-            reason: String::new(),
-            message: String::new(),
-            pod_ip: String::new(),
-            started_ms: 0,
             containers: vec![container],
-            terminated: false,
+            ..PodStatusV1::new(UID, "", "")
         };
         BTreeMap::from([(UID, pod)])
     }

@@ -263,10 +263,9 @@ mod tests {
         let dirs = PodDirs { run: "/r".into(), disk: "/d".into(), logs: "/l".into() };
         let mut c = container("a");
         c.mounts.push(MountV1 {
-            volume: "v".into(),
-            path: "/etc/hosts".into(),
             sub_path: "h".into(),
             read_only: true,
+            ..MountV1::new("v", "/etc/hosts")
         });
         let destinations: Vec<String> =
             file_mounts(&c, &dirs).into_iter().map(|mount| mount.destination).collect();

@@ -54,6 +54,9 @@ pub enum VolumeError {
     /// A container mounts a volume that the pod does not have.
     #[error("volume \"{0}\" is not a volume of the pod")]
     Unknown(String),
+    /// A kind of volume that this agent does not make. Admission refuses it or warns.
+    #[error("volume \"{0}\": this agent cannot make a volume of its kind")]
+    Kind(String),
     /// The object went away between the decision and the work.
     #[error("{0}")]
     Missing(String),
@@ -93,6 +96,7 @@ pub fn set_up(pod: &PodV1, keys: &KeySet, dirs: &PodDirs) -> Result<Versions, Vo
                 let files = keys::files(&volume.name, object, items, *default_mode, *optional)?;
                 keys::write(&path, &files).map_err(io("write"))?;
             }
+            _ => return Err(VolumeError::Kind(volume.name.clone())),
         }
     }
     Ok(versions)
@@ -205,7 +209,7 @@ fn unescape(text: &str) -> String {
 fn folder(volume: &VolumeV1, dirs: &PodDirs) -> PathBuf {
     let base = match &volume.source {
         VolumeSourceV1::EmptyDir { memory: false, .. } => &dirs.disk,
-        VolumeSourceV1::EmptyDir { memory: true, .. } | VolumeSourceV1::Keys { .. } => &dirs.run,
+        _ => &dirs.run,
     };
     base.join("volumes").join(&volume.name)
 }
@@ -258,7 +262,7 @@ mod tests {
 
     fn mount_of(volume: &str, sub_path: &str) -> MountV1 {
         let path = format!("/{volume}{sub_path}");
-        MountV1 { volume: volume.into(), path, sub_path: sub_path.into(), read_only: false }
+        MountV1 { sub_path: sub_path.into(), ..MountV1::new(volume, &path) }
     }
 
     fn dirs(folder: &Path) -> PodDirs {

@@ -7,25 +7,22 @@
 //! changes nothing. Validation has been through every object already; what it
 //! lets pass and a node cannot express is an error here, never a guess.
 
+mod container;
+mod health;
+mod volume;
+
 use std::collections::BTreeSet;
 
 use api::Value;
-use api::view::{
-    self, ConfigMapView, Container, EnvFrom, EnvVar, KeyToPath, PodSecurityContext, PodView,
-    SecretView, Volume,
-};
+use api::view::{self, ConfigMapView, PodSpec, PodView, SecretView};
 use controllers::image::ImageRecords;
-use controllers::projection::Runtime;
 use wire::Uid;
 use wire::pod::{
-    ContainerV1, EnvFromV1, EnvV1, EnvValueV1, KeyPathV1, KeysV1, MountV1, PodV1, PortV1,
-    ProtocolV1, PullPolicyV1, ResourcesV1, RestartPolicyV1, RuntimeV1, SecurityV1, SourceV1,
-    VolumeSourceV1, VolumeV1,
+    ContainerV1, DnsPolicyV1, DnsV1, DownwardItemV1, EnvValueV1, HostAliasV1, KeysV1, NamespacesV1,
+    PodSecurityV1, PodV1, ProjectionV1, RestartPolicyV1, SourceV1, VolumeSourceV1, VolumeV1,
 };
 use wire::set::{BodyV1, ItemV1, NodeConfigV1};
 
-/// Permission bits of a volume's files where nothing else is said.
-const DEFAULT_MODE: u32 = 0o644;
 /// Seconds a pod gets to stop where it does not say.
 const DEFAULT_GRACE_S: u32 = 30;
 
@@ -49,6 +46,30 @@ pub(crate) enum LowerError {
     /// A number that does not fit.
     #[error("{0}: {1} is out of range")]
     Range(&'static str, i64),
+    /// A probe or hook that says nothing a node can do.
+    #[error("spec.containers[{container}].{field}: no handler that nodes have")]
+    Handler {
+        /// The container.
+        container: String,
+        /// `livenessProbe`, `lifecycle.preStop`, …
+        field: &'static str,
+    },
+    /// A port by a name that the container does not give.
+    #[error("spec.containers[{container}]: no port is named {port:?}")]
+    Port {
+        /// The container.
+        container: String,
+        /// The name.
+        port: String,
+    },
+    /// A file of a volume that shows nothing a node knows.
+    #[error("spec.volumes[{volume}]: {path:?} shows neither a field nor a resource")]
+    Downward {
+        /// The volume.
+        volume: String,
+        /// The file.
+        path: String,
+    },
 }
 
 /// A pod as a node is sent it, and what it needs beside it.
@@ -65,44 +86,61 @@ pub(crate) fn pod(object: &Value) -> Result<LoweredPod, LowerError> {
         view::read(object).map_err(|err| LowerError::Unreadable(err.to_string()))?;
     let records = ImageRecords::of(object);
     let mut sources = BTreeSet::new();
-    let spec = &read.spec;
-    let volumes = spec.volumes.iter().map(|volume| lower_volume(volume, &mut sources)).collect();
-    let containers = spec
-        .containers
+    let (spec, metadata) = (&read.spec, &read.metadata);
+    let volumes = spec
+        .volumes
         .iter()
-        .map(|container| {
-            let class = spec.runtime_class_name.as_deref();
-            lower_container(container, &spec.security_context, class, &records, &mut sources)
-        })
+        .map(|volume| volume::lower(volume, &mut sources))
         .collect::<Result<Vec<_>, _>>()?;
-    let metadata = &read.metadata;
+    let mut containers = |list: &[view::Container]| {
+        let lower = |one| container::lower(one, spec, &records, &mut sources);
+        list.iter().map(lower).collect::<Result<Vec<_>, _>>()
+    };
+    let init_containers = containers(&spec.init_containers)?;
+    let ephemeral_containers = containers(&spec.ephemeral_containers)?;
+    let containers = containers(&spec.containers)?;
+    let pull_secrets: Vec<String> =
+        spec.image_pull_secrets.iter().map(|secret| secret.name.clone()).collect();
+    sources.extend(pull_secrets.iter().cloned().map(SourceV1::Secret));
     let grace = spec.termination_grace_period_seconds;
-    let deletion = metadata
-        .deletion_timestamp
-        .as_ref()
-        .map(|_| seconds(metadata.deletion_grace_period_seconds.or(grace)));
+    let all = [&init_containers, &containers, &ephemeral_containers];
+    let shows_annotations =
+        all.into_iter().flatten().any(env_shows_annotations) || files_show_annotations(&volumes);
     let pod = PodV1 {
         uid: uid(&metadata.uid)?,
         namespace: metadata.namespace.clone(),
         name: metadata.name.clone(),
         labels: pairs(&metadata.labels),
         // Annotations can be large, and only the downward API reads them on a node.
-        annotations: if names_annotations(&containers) {
-            pairs(&metadata.annotations)
-        } else {
-            Vec::new()
-        },
+        annotations: if shows_annotations { pairs(&metadata.annotations) } else { Vec::new() },
         hostname: hostname(&read),
         service_account: spec.service_account_name.clone(),
+        init_containers,
         containers,
+        ephemeral_containers,
         volumes,
-        restart_policy: match spec.restart_policy.as_str() {
-            "OnFailure" => RestartPolicyV1::OnFailure,
-            "Never" => RestartPolicyV1::Never,
-            _ => RestartPolicyV1::Always,
+        namespaces: NamespacesV1 {
+            host_network: spec.host_network,
+            host_pid: spec.host_pid,
+            host_ipc: spec.host_ipc,
+            share_process: spec.share_process_namespace,
         },
+        security: security(spec)?,
+        host_aliases: spec
+            .host_aliases
+            .iter()
+            .map(|alias| HostAliasV1 { ip: alias.ip.clone(), names: alias.hostnames.clone() })
+            .collect(),
+        dns: dns(spec),
+        pull_secrets,
+        priority: i32::try_from(spec.priority.unwrap_or(0)).unwrap_or(0),
+        active_deadline_s: spec.active_deadline_seconds.map(|s| u32::try_from(s).unwrap_or(0)),
+        restart_policy: restart_policy(&spec.restart_policy),
         termination_grace_s: seconds(grace),
-        deletion_grace_s: deletion,
+        deletion_grace_s: metadata
+            .deletion_timestamp
+            .as_ref()
+            .map(|_| seconds(metadata.deletion_grace_period_seconds.or(grace))),
         ext: Vec::new(),
     };
     Ok(LoweredPod { item: item(pod.uid, BodyV1::Pod(Box::new(pod))), sources })
@@ -155,10 +193,23 @@ fn pairs(map: &std::collections::BTreeMap<String, String>) -> Vec<(String, Strin
     map.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
-fn names_annotations(containers: &[ContainerV1]) -> bool {
-    containers.iter().flat_map(|container| &container.env).any(|env| {
-        matches!(&env.value, EnvValueV1::Field(path) if path.starts_with("metadata.annotations"))
+fn env_shows_annotations(container: &ContainerV1) -> bool {
+    container.env.iter().any(|env| is_annotation(&env.value))
+}
+
+fn files_show_annotations(volumes: &[VolumeV1]) -> bool {
+    let any = |items: &[DownwardItemV1]| items.iter().any(|item| is_annotation(&item.value));
+    volumes.iter().any(|volume| match &volume.source {
+        VolumeSourceV1::Downward { items, .. } => any(items),
+        VolumeSourceV1::Projected { sources, .. } => sources
+            .iter()
+            .any(|source| matches!(source, ProjectionV1::Downward(items) if any(items))),
+        _ => false,
     })
+}
+
+fn is_annotation(value: &EnvValueV1) -> bool {
+    matches!(value, EnvValueV1::Field(path) if path.starts_with("metadata.annotations"))
 }
 
 /// Seconds of grace; 0 and below mean the shortest there is.
@@ -175,198 +226,68 @@ fn hostname(pod: &PodView) -> String {
     name.trim_end_matches(['-', '.']).to_owned()
 }
 
-fn lower_volume(volume: &Volume, sources: &mut BTreeSet<SourceV1>) -> VolumeV1 {
-    let mut keys = |source: SourceV1, items: &[KeyToPath], mode: Option<u32>, optional: bool| {
-        sources.insert(source.clone());
-        VolumeSourceV1::Keys {
-            source,
-            items: items
-                .iter()
-                .map(|item| KeyPathV1 {
-                    key: item.key.clone(),
-                    path: item.path.clone(),
-                    mode: item.mode,
-                })
-                .collect(),
-            default_mode: mode.unwrap_or(DEFAULT_MODE),
-            optional,
-        }
-    };
-    let source = if let Some(map) = &volume.config_map {
-        let source = SourceV1::ConfigMap(map.name.clone());
-        keys(source, &map.items, map.default_mode, map.optional)
-    } else if let Some(secret) = &volume.secret {
-        let source = SourceV1::Secret(secret.secret_name.clone());
-        keys(source, &secret.items, secret.default_mode, secret.optional)
-    } else if let Some(empty) = &volume.empty_dir {
-        let limit = empty.size_limit.map_or(0, api::quantity::Quantity::units);
-        VolumeSourceV1::EmptyDir {
-            memory: empty.medium == "Memory",
-            limit_bytes: u64::try_from(limit).unwrap_or(0),
-        }
-    } else {
-        // A kind that nodes do not have yet: admission has warned that it stays empty.
-        VolumeSourceV1::EmptyDir { memory: false, limit_bytes: 0 }
-    };
-    VolumeV1 { name: volume.name.clone(), source }
-}
-
-fn lower_container(
-    container: &Container,
-    pod: &PodSecurityContext,
-    class: Option<&str>,
-    records: &ImageRecords,
-    sources: &mut BTreeSet<SourceV1>,
-) -> Result<ContainerV1, LowerError> {
-    let record = records.get(container);
-    let runtime = match (class, record.map(|record| record.runtime)) {
-        (Some("wasm"), _) | (None, Some(Runtime::Wasm)) => RuntimeV1::Wasm,
-        _ => RuntimeV1::Oci,
-    };
-    // What the image is known to be counts only for the runtime that runs it.
-    let digest =
-        record.filter(|record| (record.runtime == Runtime::Wasm) == (runtime == RuntimeV1::Wasm));
-    let env_from = container
-        .env_from
-        .iter()
-        .filter_map(lower_env_from)
-        .inspect(|from| {
-            sources.insert(from.source.clone());
-        })
-        .collect();
-    let env = container
-        .env
-        .iter()
-        .map(|env| lower_env(env, &container.name, sources))
-        .collect::<Result<_, _>>()?;
-    let mounts = container
-        .volume_mounts
-        .iter()
-        .map(|mount| MountV1 {
-            volume: mount.name.clone(),
-            path: mount.mount_path.clone(),
-            sub_path: mount.sub_path.clone(),
-            read_only: mount.read_only,
-        })
-        .collect();
-    let ports = container.ports.iter().map(lower_port).collect::<Result<_, _>>()?;
-    Ok(ContainerV1 {
-        name: container.name.clone(),
-        image: container.image.clone(),
-        digest: digest.map_or_else(String::new, |record| record.digest.clone()),
-        runtime,
-        pull_policy: match container.image_pull_policy.as_str() {
-            "Always" => PullPolicyV1::Always,
-            "Never" => PullPolicyV1::Never,
-            _ => PullPolicyV1::IfNotPresent,
-        },
-        command: container.command.clone(),
-        args: container.args.clone(),
-        working_dir: container.working_dir.clone(),
-        env_from,
-        env,
-        mounts,
-        resources: lower_resources(container),
-        security: lower_security(container, pod)?,
-        ports,
-        ext: Vec::new(),
-    })
-}
-
-fn lower_env_from(from: &EnvFrom) -> Option<EnvFromV1> {
-    let (source, optional) = match (&from.config_map_ref, &from.secret_ref) {
-        (Some(map), _) => (SourceV1::ConfigMap(map.name.clone()), map.optional),
-        (None, Some(secret)) => (SourceV1::Secret(secret.name.clone()), secret.optional),
-        (None, None) => return None,
-    };
-    Some(EnvFromV1 { prefix: from.prefix.clone(), source, optional })
-}
-
-fn lower_env(
-    env: &EnvVar,
-    container: &str,
-    sources: &mut BTreeSet<SourceV1>,
-) -> Result<EnvV1, LowerError> {
-    let mut key = |source: SourceV1, key: &str, optional: bool| {
-        sources.insert(source.clone());
-        EnvValueV1::Key { source, key: key.to_owned(), optional }
-    };
-    let value = match &env.value_from {
-        None => EnvValueV1::Literal(env.value.clone()),
-        Some(from) => {
-            if let Some(map) = &from.config_map_key_ref {
-                key(SourceV1::ConfigMap(map.name.clone()), &map.key, map.optional)
-            } else if let Some(secret) = &from.secret_key_ref {
-                key(SourceV1::Secret(secret.name.clone()), &secret.key, secret.optional)
-            } else if let Some(field) = &from.field_ref {
-                EnvValueV1::Field(field.field_path.clone())
-            } else if let Some(resource) = &from.resource_field_ref {
-                let divisor = resource.divisor.millis();
-                EnvValueV1::Resource {
-                    container: resource.container_name.clone(),
-                    resource: resource.resource.clone(),
-                    divisor_millis: if divisor <= 0 { 1000 } else { divisor.unsigned_abs() },
-                }
-            } else {
-                let (container, name) = (container.to_owned(), env.name.clone());
-                return Err(LowerError::Env { container, name });
-            }
-        }
-    };
-    Ok(EnvV1 { name: env.name.clone(), value })
-}
-
-fn lower_resources(container: &Container) -> ResourcesV1 {
-    let resources = &container.resources;
-    let amount = |value: i64| u64::try_from(value).unwrap_or(0);
-    let request = |name: &str| resources.requests.get(name).copied().unwrap_or_default();
-    let limit = |name: &str| resources.limits.get(name).copied().unwrap_or_default();
-    ResourcesV1 {
-        cpu_request_millis: amount(request("cpu").millis()),
-        cpu_limit_millis: amount(limit("cpu").millis()),
-        memory_request_bytes: amount(request("memory").units()),
-        memory_limit_bytes: amount(limit("memory").units()),
+fn restart_policy(text: &str) -> RestartPolicyV1 {
+    match text {
+        "OnFailure" => RestartPolicyV1::OnFailure,
+        "Never" => RestartPolicyV1::Never,
+        _ => RestartPolicyV1::Always,
     }
 }
 
-/// The container's own word goes before the pod's.
-fn lower_security(
-    container: &Container,
-    pod: &PodSecurityContext,
-) -> Result<SecurityV1, LowerError> {
-    let own = &container.security_context;
-    let id = |field: &'static str, value: Option<i64>| {
-        let id = value.map(|id| u32::try_from(id).map_err(|_| LowerError::Range(field, id)));
-        id.transpose()
+fn security(spec: &PodSpec) -> Result<PodSecurityV1, LowerError> {
+    let context = &spec.security_context;
+    let group = |id: i64| {
+        u32::try_from(id).map_err(|_| LowerError::Range("securityContext.supplementalGroups", id))
     };
-    let capabilities = own.capabilities.clone().unwrap_or_default();
-    Ok(SecurityV1 {
-        run_as_user: id("securityContext.runAsUser", own.run_as_user.or(pod.run_as_user))?,
-        run_as_group: id("securityContext.runAsGroup", own.run_as_group.or(pod.run_as_group))?,
-        run_as_non_root: own.run_as_non_root.or(pod.run_as_non_root).unwrap_or(false),
-        read_only_root: own.read_only_root_filesystem.unwrap_or(false),
-        no_new_privileges: own.allow_privilege_escalation == Some(false),
-        capabilities_add: capabilities.add,
-        capabilities_drop: capabilities.drop,
+    Ok(PodSecurityV1 {
+        fs_group: context
+            .fs_group
+            .map(|id| {
+                u32::try_from(id).map_err(|_| LowerError::Range("securityContext.fsGroup", id))
+            })
+            .transpose()?,
+        fs_group_on_root_mismatch: context.fs_group_change_policy.as_deref()
+            == Some("OnRootMismatch"),
+        supplemental_groups: context
+            .supplemental_groups
+            .iter()
+            .map(|id| group(*id))
+            .collect::<Result<_, _>>()?,
+        sysctls: context
+            .sysctls
+            .iter()
+            .map(|sysctl| (sysctl.name.clone(), sysctl.value.clone()))
+            .collect(),
     })
 }
 
-fn lower_port(port: &view::ContainerPort) -> Result<PortV1, LowerError> {
-    let number = port.container_port;
-    Ok(PortV1 {
-        name: port.name.clone(),
-        port: u16::try_from(number).map_err(|_| LowerError::Range("containerPort", number))?,
-        protocol: match port.protocol.as_str() {
-            "UDP" => ProtocolV1::Udp,
-            "SCTP" => ProtocolV1::Sctp,
-            _ => ProtocolV1::Tcp,
+fn dns(spec: &PodSpec) -> DnsV1 {
+    let config = &spec.dns_config;
+    DnsV1 {
+        policy: match spec.dns_policy.as_str() {
+            "None" => DnsPolicyV1::None,
+            "Default" => DnsPolicyV1::Default,
+            // On the host's network the host's resolvers come with it.
+            "ClusterFirst" if spec.host_network => DnsPolicyV1::Default,
+            _ => DnsPolicyV1::ClusterFirst,
         },
-    })
+        nameservers: config.nameservers.clone(),
+        searches: config.searches.clone(),
+        options: config
+            .options
+            .iter()
+            .map(|option| match &option.value {
+                Some(value) => format!("{}:{value}", option.name),
+                None => option.name.clone(),
+            })
+            .collect(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use wire::pod::{HandlerV1, HostPathKindV1, PropagationV1, RuntimeV1, SeccompV1};
 
     use super::*;
 
@@ -418,6 +339,77 @@ mod tests {
         assert_eq!(pod.containers[0].resources.cpu_limit_millis, 250);
         assert_eq!(pod.containers[0].runtime, RuntimeV1::Oci);
         assert!(pod.annotations.is_empty(), "nothing on the node reads them");
+    }
+
+    #[test]
+    fn what_is_said_of_life_and_safety_reaches_the_node() {
+        let mut object = manifest();
+        let spec = &mut object["spec"];
+        spec["initContainers"] = json!([
+            {"name": "proxy", "image": "p", "restartPolicy": "Always"},
+            {"name": "first", "image": "f"},
+        ]);
+        spec["hostNetwork"] = json!(true);
+        spec["dnsPolicy"] = json!("ClusterFirst");
+        spec["dnsConfig"] =
+            json!({"options": [{"name": "ndots", "value": "2"}, {"name": "rotate"}]});
+        spec["imagePullSecrets"] = json!([{"name": "registry"}]);
+        spec["activeDeadlineSeconds"] = json!(60);
+        spec["securityContext"] = json!({"fsGroup": 5, "seccompProfile": {"type": "Unconfined"}});
+        spec["volumes"] = json!([
+            {"name": "v", "hostPath": {"path": "/dev/ttyS0", "type": "CharDevice"}},
+            {"name": "all", "projected": {"sources": [
+                {"serviceAccountToken": {"path": "token"}},
+                {"configMap": {"name": "extra"}},
+                {"downwardAPI": {"items": [
+                    {"path": "a", "fieldRef": {"fieldPath": "metadata.annotations"}}]}},
+            ]}},
+        ]);
+        let main = &mut spec["containers"][0];
+        main["ports"] = json!([{"containerPort": 80, "name": "http"}]);
+        main["livenessProbe"] =
+            json!({"httpGet": {"port": "http", "path": "ok"}, "periodSeconds": 5});
+        main["lifecycle"] = json!({"preStop": {"sleep": {"seconds": 2}}, "stopSignal": "SIGINT"});
+        main["volumeMounts"] = json!([
+            {"name": "v", "mountPath": "/v", "subPathExpr": "$(A)", "mountPropagation": "Bidirectional"}]);
+        main["resources"] = json!({"limits": {"pinnace.io/gpio": "1", "ephemeral-storage": "1Mi"}});
+
+        let lowered = pod(&object).unwrap();
+        let named = |name: &str| SourceV1::Secret(name.to_owned());
+        assert!(lowered.sources.contains(&named("registry")));
+        assert!(lowered.sources.contains(&SourceV1::ConfigMap("extra".to_owned())));
+        let pod = body(&lowered);
+        assert_eq!(pod.init_containers[0].restart_policy, Some(RestartPolicyV1::Always));
+        assert_eq!(pod.init_containers[1].restart_policy, None);
+        assert!(pod.namespaces.host_network && !pod.namespaces.host_pid);
+        assert_eq!(pod.dns.policy, DnsPolicyV1::Default, "the host's network has the host's");
+        assert_eq!(pod.dns.options, ["ndots:2", "rotate"]);
+        assert_eq!((pod.active_deadline_s, pod.security.fs_group), (Some(60), Some(5)));
+        assert!(!pod.annotations.is_empty(), "a file shows them");
+        let main = &pod.containers[0];
+        let probe = main.probes.liveness.as_ref().unwrap();
+        let HandlerV1::Http { port, path, .. } = &probe.handler else { panic!("{probe:?}") };
+        assert_eq!((*port, path.as_str()), (80, "/ok"));
+        assert_eq!((probe.period_s, probe.timeout_s, probe.failure_threshold), (5, 1, 1));
+        assert_eq!(main.lifecycle.pre_stop, Some(HandlerV1::Sleep(2)));
+        assert_eq!(main.lifecycle.stop_signal, Some(2));
+        let mount = &main.mounts[0];
+        assert_eq!((mount.sub_path.as_str(), mount.sub_path_expanded), ("$(A)", true));
+        assert_eq!(mount.propagation, PropagationV1::Bidirectional);
+        assert_eq!(main.devices, [("pinnace.io/gpio".to_owned(), 1)]);
+        assert_eq!(main.resources.disk_limit_bytes, 1 << 20);
+        assert_eq!(main.security.seccomp, SeccompV1::Unconfined);
+        assert!(matches!(
+            &pod.volumes[0].source,
+            VolumeSourceV1::HostPath { kind: HostPathKindV1::CharDevice, .. }
+        ));
+        assert!(matches!(
+            &pod.volumes[1].source,
+            VolumeSourceV1::Projected { sources, default_mode: 0o644 } if sources.len() == 3
+        ));
+        object["spec"]["containers"][0]["livenessProbe"]["httpGet"]["port"] = json!("nope");
+        let error = super::pod(&object).unwrap_err().to_string();
+        assert_eq!(error, "spec.containers[main]: no port is named \"nope\"");
     }
 
     #[test]

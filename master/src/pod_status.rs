@@ -28,8 +28,9 @@ pub(crate) fn pod_status(
     if report.started_ms != 0 && old["startTime"].is_null() {
         status.insert("startTime".to_owned(), json!(time(report.started_ms)));
     }
-    let containers: Vec<Value> = report.containers.iter().map(container).collect();
-    status.insert("containerStatuses".to_owned(), Value::Array(containers));
+    set_containers(&mut status, "initContainerStatuses", &report.init_containers);
+    set_containers(&mut status, "containerStatuses", &report.containers);
+    set_containers(&mut status, "ephemeralContainerStatuses", &report.ephemeral_containers);
     status.insert("conditions".to_owned(), Value::Array(conditions(old, report, now)));
     Value::Object(status)
 }
@@ -59,6 +60,14 @@ fn set_addresses(status: &mut Map<String, Value>, field: &str, address: &str) {
     }
 }
 
+fn set_containers(status: &mut Map<String, Value>, field: &str, containers: &[ContainerStatusV1]) {
+    if containers.is_empty() {
+        status.remove(field);
+    } else {
+        status.insert(field.to_owned(), containers.iter().map(container).collect());
+    }
+}
+
 /// A node's time, in milliseconds since 1970, as Kubernetes writes times.
 fn time(milliseconds: u64) -> String {
     let milliseconds = i64::try_from(milliseconds).unwrap_or(i64::MAX);
@@ -73,7 +82,7 @@ fn container(status: &ContainerStatusV1) -> Value {
         "imageID": status.image_id,
         "ready": status.ready,
         "restartCount": status.restarts,
-        "started": matches!(status.state, StateV1::Running { .. }),
+        "started": status.started,
         "state": state(&status.state),
         "lastState": {},
     });
@@ -199,6 +208,8 @@ mod tests {
             message: String::new(),
             pod_ip: "10.42.0.2".to_owned(),
             started_ms: 1_000,
+            init_containers: Vec::new(),
+            ephemeral_containers: Vec::new(),
             containers: vec![ContainerStatusV1 {
                 name: "main".to_owned(),
                 image: "web:1".to_owned(),
@@ -206,6 +217,7 @@ mod tests {
                 runtime: RuntimeV1::Oci,
                 container_id: "web-0".to_owned(),
                 restarts: 0,
+                started: ready,
                 ready,
                 state,
                 last: None,

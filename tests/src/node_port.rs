@@ -269,17 +269,9 @@ fn set(revision: u64, n_items: u8, n_bytes: usize) -> SnapshotV1 {
 
 fn status() -> PodStatusV1 {
     PodStatusV1 {
-        uid: [1; 16],
-        namespace: "default".into(),
-        name: "web".into(),
         generation: 1,
         phase: PhaseV1::Running,
-        reason: String::new(),
-        message: String::new(),
-        pod_ip: String::new(),
-        started_ms: 0,
-        containers: Vec::new(),
-        terminated: false,
+        ..PodStatusV1::new([1; 16], "default", "web")
     }
 }
 

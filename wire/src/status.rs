@@ -43,10 +43,41 @@ pub struct PodStatusV1 {
     pub pod_ip: String,
     /// When the node first saw the pod, in milliseconds since 1970 by the node's clock.
     pub started_ms: u64,
+    /// One for each init container, in the order of the pod.
+    pub init_containers: Vec<ContainerStatusV1>,
     /// One for each container, in the order of the pod.
     pub containers: Vec<ContainerStatusV1>,
+    /// One for each ephemeral container, in the order of the pod.
+    pub ephemeral_containers: Vec<ContainerStatusV1>,
     /// Everything of the pod is stopped and cleaned up: the Pod object may go.
     pub terminated: bool,
+}
+
+impl PodStatusV1 {
+    /// A pod that waits, of which nothing more is known.
+    #[must_use]
+    pub fn new(uid: Uid, namespace: &str, name: &str) -> Self {
+        Self {
+            uid,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            generation: 0,
+            phase: PhaseV1::Pending,
+            reason: String::new(),
+            message: String::new(),
+            pod_ip: String::new(),
+            started_ms: 0,
+            init_containers: Vec::new(),
+            containers: Vec::new(),
+            ephemeral_containers: Vec::new(),
+            terminated: false,
+        }
+    }
+
+    /// All containers: init, main, ephemeral.
+    pub fn all_containers(&self) -> impl Iterator<Item = &ContainerStatusV1> {
+        self.init_containers.iter().chain(&self.containers).chain(&self.ephemeral_containers)
+    }
 }
 
 /// A pod's phase.
@@ -77,7 +108,9 @@ pub struct ContainerStatusV1 {
     pub container_id: String,
     /// How often it was started again.
     pub restarts: u32,
-    /// Whether it has started (and, with probes, passed them).
+    /// Whether it has started: its hook and its startup probe are through.
+    pub started: bool,
+    /// Whether it has started and its readiness probe, if any, passes.
     pub ready: bool,
     /// What it does now.
     pub state: StateV1,

@@ -1,6 +1,7 @@
 //! The bytes of every message, frozen: a program of last year and one of next
 //! year read each other's messages. `UPDATE_EXPECT=1` writes the bytes of a
-//! *new* kind to `golden.txt`; a line that is there never changes.
+//! *new* kind to `golden.txt`; from the first release on, a line that is there
+//! never changes.
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by where it panics")]
 
 use expect_test::expect_file;
@@ -15,8 +16,10 @@ use pinnace_wire::node::{
     AppliedV1, GoneV1, HeartbeatV1, HelloV1, NodeInfoV1, PartAckV1, UpToDateV1, WasmTargetV1,
 };
 use pinnace_wire::pod::{
-    ContainerV1, EnvFromV1, EnvV1, EnvValueV1, KeyPathV1, KeysV1, MountV1, PodV1, PortV1,
-    ProtocolV1, PullPolicyV1, ResourcesV1, RestartPolicyV1, RuntimeV1, SecurityV1, SourceV1,
+    ContainerV1, DnsV1, DownwardItemV1, EnvFromV1, EnvV1, EnvValueV1, HandlerV1, HostAliasV1,
+    HostPathKindV1, KeyPathV1, KeysV1, LifecycleV1, MountV1, NamespacesV1, PodSecurityV1, PodV1,
+    PortV1, ProbeV1, ProbesV1, ProjectionV1, ProtocolV1, PullPolicyV1, ResourcesV1,
+    RestartPolicyV1, RuntimeV1, SeccompV1, SecurityV1, SourceV1, StdioV1, TerminationMessageV1,
     VolumeSourceV1, VolumeV1,
 };
 use pinnace_wire::set::{BodyV1, DeltaV1, ItemV1, NodeConfigV1, PartV1, SnapshotV1};
@@ -37,6 +40,14 @@ fn pod() -> PodV1 {
         annotations: vec![],
         hostname: "web".into(),
         service_account: "default".into(),
+        init_containers: vec![ContainerV1 {
+            restart_policy: Some(RestartPolicyV1::Always),
+            ..ContainerV1::new("proxy", "registry/proxy:1")
+        }],
+        ephemeral_containers: vec![ContainerV1 {
+            target: "main".into(),
+            ..ContainerV1::new("debug", "registry/busybox:1")
+        }],
         containers: vec![ContainerV1 {
             name: "main".into(),
             image: "registry/web:1".into(),
@@ -71,18 +82,36 @@ fn pod() -> PodV1 {
                     },
                 },
             ],
-            mounts: vec![MountV1 {
-                volume: "keys".into(),
-                path: "/etc/keys".into(),
-                sub_path: String::new(),
-                read_only: true,
-            }],
+            mounts: vec![MountV1 { read_only: true, ..MountV1::new("keys", "/etc/keys") }],
             resources: ResourcesV1 {
                 cpu_request_millis: 10,
                 cpu_limit_millis: 500,
                 memory_request_bytes: 1 << 20,
                 memory_limit_bytes: 64 << 20,
+                disk_request_bytes: 1 << 10,
+                disk_limit_bytes: 1 << 30,
             },
+            devices: vec![("pinnace.io/gpio".into(), 1)],
+            restart_policy: Some(RestartPolicyV1::Never),
+            target: String::new(),
+            probes: ProbesV1 {
+                startup: None,
+                liveness: Some(probe(HandlerV1::Exec(vec!["/bin/ok".into()]))),
+                readiness: Some(probe(HandlerV1::Http {
+                    host: String::new(),
+                    port: 80,
+                    path: "/ready".into(),
+                    https: true,
+                    headers: vec![("a".into(), "b".into())],
+                })),
+            },
+            lifecycle: LifecycleV1 {
+                post_start: Some(HandlerV1::Tcp { host: String::new(), port: 80 }),
+                pre_stop: Some(HandlerV1::Sleep(3)),
+                stop_signal: Some(2),
+            },
+            stdio: StdioV1 { stdin: true, stdin_once: false, tty: true },
+            termination_message: TerminationMessageV1 { path: "/end".into(), or_logs: true },
             security: SecurityV1 {
                 run_as_user: Some(1000),
                 run_as_group: None,
@@ -91,6 +120,9 @@ fn pod() -> PodV1 {
                 no_new_privileges: true,
                 capabilities_add: vec!["NET_BIND_SERVICE".into()],
                 capabilities_drop: vec!["ALL".into()],
+                privileged: false,
+                seccomp: SeccompV1::Localhost("a.json".into()),
+                unmasked_proc: false,
             },
             ports: vec![PortV1 { name: "http".into(), port: 80, protocol: ProtocolV1::Tcp }],
             ext: vec![],
@@ -109,11 +141,60 @@ fn pod() -> PodV1 {
                 name: "tmp".into(),
                 source: VolumeSourceV1::EmptyDir { memory: true, limit_bytes: 1 << 20 },
             },
+            VolumeV1 {
+                name: "host".into(),
+                source: VolumeSourceV1::HostPath {
+                    path: "/dev/ttyS0".into(),
+                    kind: HostPathKindV1::CharDevice,
+                },
+            },
+            VolumeV1 {
+                name: "all".into(),
+                source: VolumeSourceV1::Projected {
+                    sources: vec![
+                        ProjectionV1::Token {
+                            audience: String::new(),
+                            expiration_s: 3600,
+                            path: "token".into(),
+                        },
+                        ProjectionV1::Downward(vec![DownwardItemV1 {
+                            path: "labels".into(),
+                            mode: None,
+                            value: EnvValueV1::Field("metadata.labels".into()),
+                        }]),
+                    ],
+                    default_mode: 0o444,
+                },
+            },
         ],
+        namespaces: NamespacesV1 { host_pid: true, ..NamespacesV1::default() },
+        security: PodSecurityV1 {
+            fs_group: Some(2000),
+            fs_group_on_root_mismatch: true,
+            supplemental_groups: vec![20],
+            sysctls: vec![("net.core.somaxconn".into(), "64".into())],
+        },
+        host_aliases: vec![HostAliasV1 { ip: "10.0.0.1".into(), names: vec!["db".into()] }],
+        dns: DnsV1 { nameservers: vec!["10.0.0.2".into()], ..DnsV1::default() },
+        pull_secrets: vec!["registry".into()],
+        priority: 1000,
+        active_deadline_s: Some(600),
         restart_policy: RestartPolicyV1::OnFailure,
         termination_grace_s: 30,
         deletion_grace_s: Some(5),
         ext: vec![(7, vec![1, 2])],
+    }
+}
+
+fn probe(handler: HandlerV1) -> ProbeV1 {
+    ProbeV1 {
+        handler,
+        initial_delay_s: 0,
+        timeout_s: 1,
+        period_s: 10,
+        success_threshold: 1,
+        failure_threshold: 3,
+        termination_grace_s: None,
     }
 }
 
@@ -133,6 +214,7 @@ fn status() -> PodStatusV1 {
         runtime: RuntimeV1::Oci,
         container_id: "c1".into(),
         restarts: 1,
+        started: true,
         ready: true,
         state,
         last: Some(ended.clone()),
@@ -147,6 +229,8 @@ fn status() -> PodStatusV1 {
         message: String::new(),
         pod_ip: "10.42.0.2".into(),
         started_ms: 1_700_000_000_000,
+        init_containers: vec![],
+        ephemeral_containers: vec![],
         containers: vec![
             container(StateV1::Running { started_ms: 3 }),
             container(StateV1::Waiting { reason: "ErrImagePull".into(), message: "no".into() }),

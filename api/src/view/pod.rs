@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::health::{Lifecycle, Probe};
+use super::volume::Volume;
 use super::{Condition, Taint, condition};
 use crate::meta::ObjectMeta;
 use crate::quantity::Quantity;
@@ -43,8 +45,10 @@ pub struct PodSpec {
     pub node_name: String,
     /// What runs in it, in order.
     pub containers: Vec<Container>,
-    /// What runs before; not honoured yet, counted by the scheduler.
+    /// What runs before, one after another, and sidecars.
     pub init_containers: Vec<Container>,
+    /// What was added to the running pod to look into it.
+    pub ephemeral_containers: Vec<Container>,
     /// What containers may mount.
     pub volumes: Vec<Volume>,
     /// `Always`, `OnFailure` or `Never`.
@@ -69,13 +73,35 @@ pub struct PodSpec {
     pub security_context: PodSecurityContext,
     /// What the pod costs beside its containers.
     pub overhead: BTreeMap<String, Quantity>,
+    /// Secrets with credentials for registries.
+    pub image_pull_secrets: Vec<LocalRef>,
+    /// Seconds the pod may be active.
+    pub active_deadline_seconds: Option<i64>,
+    /// The node's network instead of one of its own.
+    pub host_network: bool,
+    /// The node's processes.
+    #[serde(rename = "hostPID")]
+    pub host_pid: bool,
+    /// The node's IPC.
+    #[serde(rename = "hostIPC")]
+    pub host_ipc: bool,
+    /// Whether its containers see one another's processes.
+    pub share_process_namespace: bool,
+    /// Lines for `/etc/hosts`.
+    pub host_aliases: Vec<HostAlias>,
+    /// `ClusterFirst`, `ClusterFirstWithHostNet`, `Default` or `None`.
+    pub dns_policy: String,
+    /// Additions to `/etc/resolv.conf`.
+    pub dns_config: DnsConfig,
 }
 
 impl PodSpec {
-    /// What the scheduler counts of `resource`: the containers' sum, the
-    /// largest init container where that is more, and the overhead.
+    /// What the scheduler counts of `resource`: the most that runs at one time,
+    /// and the overhead. Containers run beside all sidecars; an init container
+    /// runs beside the sidecars before it.
     ///
     /// A request that is absent is the limit, as defaulting makes it.
+    /// Source: <https://kubernetes.io/docs/concepts/workloads/pods/sidecar-containers/#resource-sharing-within-containers>.
     #[must_use]
     pub fn requested(&self, resource: &str) -> Quantity {
         let of = |container: &Container| {
@@ -83,9 +109,15 @@ impl PodSpec {
             let found = resources.requests.get(resource).or_else(|| resources.limits.get(resource));
             found.copied().unwrap_or_default()
         };
-        let sum = self.containers.iter().map(of).fold(Quantity::ZERO, Quantity::plus);
-        let before = self.init_containers.iter().map(of).max().unwrap_or_default();
-        sum.max(before).plus(self.overhead.get(resource).copied().unwrap_or_default())
+        let (mut sidecars, mut most) = (Quantity::ZERO, Quantity::ZERO);
+        for container in &self.init_containers {
+            most = most.max(sidecars.plus(of(container)));
+            if container.is_sidecar() {
+                sidecars = sidecars.plus(of(container));
+            }
+        }
+        let sum = self.containers.iter().map(of).fold(sidecars, Quantity::plus);
+        sum.max(most).plus(self.overhead.get(resource).copied().unwrap_or_default())
     }
 
     /// CPU the scheduler counts, in millicores.
@@ -183,10 +215,34 @@ pub struct Container {
     pub security_context: SecurityContext,
     /// File the container may leave its last words in.
     pub termination_message_path: String,
+    /// `File` or `FallbackToLogsOnError`.
+    pub termination_message_policy: String,
     /// Whether standard input stays open.
     pub stdin: bool,
+    /// Whether standard input ends with the first client.
+    pub stdin_once: bool,
     /// Whether it gets a terminal.
     pub tty: bool,
+    /// `Always` makes an init container a sidecar; empty for the pod's.
+    pub restart_policy: Option<String>,
+    /// The container that an ephemeral one looks into.
+    pub target_container_name: String,
+    /// Ends the run where it fails.
+    pub liveness_probe: Option<Probe>,
+    /// Makes the pod not ready where it fails.
+    pub readiness_probe: Option<Probe>,
+    /// Holds the others back until it succeeds.
+    pub startup_probe: Option<Probe>,
+    /// What runs after the start and before the stop.
+    pub lifecycle: Lifecycle,
+}
+
+impl Container {
+    /// Whether, among the init containers, it runs as long as the pod.
+    #[must_use]
+    pub fn is_sidecar(&self) -> bool {
+        self.restart_policy.as_deref() == Some("Always")
+    }
 }
 
 /// A port a container listens on.
@@ -303,8 +359,14 @@ pub struct VolumeMount {
     pub mount_path: String,
     /// A file or folder of the volume instead of all of it.
     pub sub_path: String,
+    /// The same with `$(NAME)` expanded.
+    pub sub_path_expr: String,
     /// Whether the container may only read.
     pub read_only: bool,
+    /// `Disabled`, `IfPossible` or `Enabled`.
+    pub recursive_read_only: Option<String>,
+    /// `None`, `HostToContainer` or `Bidirectional`.
+    pub mount_propagation: Option<String>,
 }
 
 /// What a container may do to the machine; absent means the pod's or the default.
@@ -325,6 +387,10 @@ pub struct SecurityContext {
     pub capabilities: Option<Capabilities>,
     /// Which system calls are allowed.
     pub seccomp_profile: Option<SeccompProfile>,
+    /// All capabilities and devices.
+    pub privileged: bool,
+    /// `Default` or `Unmasked`.
+    pub proc_mount: Option<String>,
 }
 
 /// Capabilities beside or without the default ones, without the `CAP_`.
@@ -341,9 +407,12 @@ pub struct Capabilities {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct SeccompProfile {
-    /// `RuntimeDefault`; others are refused before they get here.
+    /// `RuntimeDefault`, `Unconfined` or `Localhost`.
     #[serde(rename = "type")]
     pub kind: String,
+    /// Path of the profile on the node, for `Localhost`.
+    #[serde(rename = "localhostProfile")]
+    pub localhost_profile: String,
 }
 
 /// What holds for all containers of a pod.
@@ -358,72 +427,56 @@ pub struct PodSecurityContext {
     pub run_as_non_root: Option<bool>,
     /// More groups of the first process.
     pub supplemental_groups: Vec<i64>,
+    /// Group that owns the volumes.
+    pub fs_group: Option<i64>,
+    /// `Always` or `OnRootMismatch`.
+    pub fs_group_change_policy: Option<String>,
+    /// Kernel settings of the pod's namespaces.
+    pub sysctls: Vec<Sysctl>,
     /// Which system calls are allowed.
     pub seccomp_profile: Option<SeccompProfile>,
 }
 
-/// A volume; one source is set.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct Volume {
-    /// Its name in the pod.
-    pub name: String,
-    /// Files from a ConfigMap.
-    pub config_map: Option<VolumeConfigMap>,
-    /// Files from a Secret.
-    pub secret: Option<VolumeSecret>,
-    /// An empty folder that lives as long as the pod.
-    pub empty_dir: Option<EmptyDir>,
-}
-
-/// Files from a ConfigMap.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct VolumeConfigMap {
-    /// The ConfigMap's name.
-    pub name: String,
-    /// Which keys; all where it is empty.
-    pub items: Vec<KeyToPath>,
-    /// Mode of the files.
-    pub default_mode: Option<u32>,
-    /// Whether the pod starts without it.
-    pub optional: bool,
-}
-
-/// Files from a Secret.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct VolumeSecret {
-    /// The Secret's name.
-    pub secret_name: String,
-    /// Which keys; all where it is empty.
-    pub items: Vec<KeyToPath>,
-    /// Mode of the files.
-    pub default_mode: Option<u32>,
-    /// Whether the pod starts without it.
-    pub optional: bool,
-}
-
-/// One key as one file.
+/// A kernel setting.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
-pub struct KeyToPath {
-    /// The key.
-    pub key: String,
-    /// The file, below the volume.
-    pub path: String,
-    /// Mode of the file.
-    pub mode: Option<u32>,
+pub struct Sysctl {
+    /// Such as `net.ipv4.ip_unprivileged_port_start`.
+    pub name: String,
+    /// Its value.
+    pub value: String,
 }
 
-/// An empty folder.
+/// A line of `/etc/hosts`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct EmptyDir {
-    /// Empty for the disk, `Memory` for tmpfs.
-    pub medium: String,
-    /// How large it may become.
-    pub size_limit: Option<Quantity>,
+#[serde(default)]
+pub struct HostAlias {
+    /// The address.
+    pub ip: String,
+    /// The names it has.
+    pub hostnames: Vec<String>,
+}
+
+/// Additions to `/etc/resolv.conf`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct DnsConfig {
+    /// Addresses of servers.
+    pub nameservers: Vec<String>,
+    /// Search domains.
+    pub searches: Vec<String>,
+    /// Options of the resolver.
+    pub options: Vec<DnsOption>,
+}
+
+/// An option of the resolver.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct DnsOption {
+    /// Such as `ndots`.
+    pub name: String,
+    /// Such as `2`.
+    pub value: Option<String>,
 }
 
 /// What was last seen of a pod; written whole from the node's report.
@@ -460,9 +513,15 @@ pub struct PodStatus {
     /// When the node took it up, RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_time: Option<String>,
+    /// One entry an init container.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub init_container_statuses: Vec<ContainerStatus>,
     /// One entry a container.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub container_statuses: Vec<ContainerStatus>,
+    /// One entry an ephemeral container.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ephemeral_container_statuses: Vec<ContainerStatus>,
     /// `Guaranteed`, `Burstable` or `BestEffort`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub qos_class: String,

@@ -72,17 +72,9 @@ impl FarEnd {
 
 fn status() -> PodStatusV1 {
     PodStatusV1 {
-        uid: [1; 16],
-        namespace: "default".into(),
-        name: "web".into(),
         generation: 1,
         phase: PhaseV1::Running,
-        reason: String::new(),
-        message: String::new(),
-        pod_ip: String::new(),
-        started_ms: 0,
-        containers: Vec::new(),
-        terminated: false,
+        ..PodStatusV1::new([1; 16], "default", "web")
     }
 }
 

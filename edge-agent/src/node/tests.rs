@@ -40,17 +40,10 @@ fn delta(base_revision: u64, revision: u64, upsert: &[u8], remove: &[u8]) -> Del
 
 fn status(uid: u8, message: &str) -> PodStatusV1 {
     PodStatusV1 {
-        uid: [uid; 16],
-        namespace: "default".into(),
-        name: "pod".into(),
         generation: 1,
         phase: PhaseV1::Running,
-        reason: String::new(),
         message: message.into(),
-        pod_ip: String::new(),
-        started_ms: 0,
-        containers: Vec::new(),
-        terminated: false,
+        ..PodStatusV1::new([uid; 16], "default", "pod")
     }
 }
 

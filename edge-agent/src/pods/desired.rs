@@ -70,7 +70,7 @@ impl Desired {
             .iter()
             .filter_map(|volume| match &volume.source {
                 VolumeSourceV1::Keys { source, .. } => Some(source),
-                VolumeSourceV1::EmptyDir { .. } => None,
+                _ => None,
             })
             .filter_map(|source| {
                 self.keys.get(source).map(|keys| (source.clone(), (keys.uid, keys.generation)))
@@ -82,7 +82,7 @@ impl Desired {
     pub fn sources(pod: &PodV1) -> impl Iterator<Item = &SourceV1> {
         let volumes = pod.volumes.iter().filter_map(|volume| match &volume.source {
             VolumeSourceV1::Keys { source, .. } => Some(source),
-            VolumeSourceV1::EmptyDir { .. } => None,
+            _ => None,
         });
         let variables = pod.containers.iter().flat_map(|container| {
             let all = container.env_from.iter().map(|from| &from.source);

@@ -26,6 +26,8 @@ pub fn status(desired: &Desired, state: &PodState, now: Now) -> PodStatusV1 {
         message: String::new(),
         pod_ip: state.ip().to_owned(),
         started_ms: state.first_seen_ms,
+        init_containers: Vec::new(),
+        ephemeral_containers: Vec::new(),
         containers: pod
             .containers
             .iter()
@@ -102,6 +104,7 @@ fn container_status(
         runtime: wanted.runtime,
         container_id,
         restarts: container.restarts(),
+        started: matches!(container.run, Run::Running { .. }),
         ready: matches!(container.run, Run::Running { .. }),
         state: state_of,
         last,

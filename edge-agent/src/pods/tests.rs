@@ -7,8 +7,8 @@ use std::time::Duration;
 use expect_test::{Expect, expect};
 use proptest::prelude::*;
 use wire::pod::{
-    ContainerV1, EnvFromV1, KeyPathV1, KeysV1, PodV1, PullPolicyV1, ResourcesV1, RestartPolicyV1,
-    RuntimeV1, SecurityV1, SourceV1, VolumeSourceV1, VolumeV1,
+    ContainerV1, EnvFromV1, KeyPathV1, KeysV1, PodV1, RestartPolicyV1, SourceV1, VolumeSourceV1,
+    VolumeV1,
 };
 use wire::status::{PhaseV1, PodStatusV1, StateV1};
 
@@ -16,40 +16,14 @@ use super::*;
 use crate::clock::Now;
 
 pub(crate) fn container(name: &str) -> ContainerV1 {
-    ContainerV1 {
-        name: name.into(),
-        image: "registry.local/app:1".into(),
-        digest: String::new(),
-        runtime: RuntimeV1::Oci,
-        pull_policy: PullPolicyV1::IfNotPresent,
-        command: vec![],
-        args: vec![],
-        working_dir: String::new(),
-        env_from: vec![],
-        env: vec![],
-        mounts: vec![],
-        resources: ResourcesV1::default(),
-        security: SecurityV1::default(),
-        ports: vec![],
-        ext: vec![],
-    }
+    ContainerV1::new(name, "registry.local/app:1")
 }
 
 pub(crate) fn pod(containers: Vec<ContainerV1>) -> PodV1 {
     PodV1 {
-        uid: [7; 16],
-        namespace: "default".into(),
-        name: "web-0".into(),
         labels: vec![("app".into(), "web".into())],
-        annotations: vec![],
-        hostname: "web-0".into(),
-        service_account: "default".into(),
         containers,
-        volumes: vec![],
-        restart_policy: RestartPolicyV1::Always,
-        termination_grace_s: 30,
-        deletion_grace_s: None,
-        ext: vec![],
+        ..PodV1::new([7; 16], "default", "web-0")
     }
 }
 

@@ -228,16 +228,10 @@ impl Board {
 
 fn status(uid: &Uid, pod: &Pod, terminated: bool) -> PodStatusV1 {
     PodStatusV1 {
-        uid: *uid,
-        namespace: "default".into(),
-        name: "pod".into(),
         generation: pod.generation,
         phase: if terminated { PhaseV1::Succeeded } else { PhaseV1::Running },
-        reason: String::new(),
         message: format!("change {}", pod.change),
-        pod_ip: String::new(),
-        started_ms: 0,
-        containers: Vec::new(),
         terminated,
+        ..PodStatusV1::new(*uid, "default", "pod")
     }
 }

@@ -8,7 +8,7 @@ use dispatch::Dispatcher;
 use dispatch::node::{Finding, Output};
 use wire::command::{CommandV1, LogsV1, StreamV1};
 use wire::envelope::{Decoded, Message, decode};
-use wire::pod::{KeysV1, PodV1, RestartPolicyV1, SourceV1};
+use wire::pod::{KeysV1, PodV1, SourceV1};
 use wire::set::{BodyV1, ItemV1, NodeConfigV1, SnapshotV1};
 use wire::status::{PodStatusV1, ReportV1};
 use wire::topic::Channel;
@@ -257,20 +257,7 @@ fn large(n_bytes: usize) -> ItemV1 {
 }
 
 fn item(uid: Uid, pod: &Desired) -> ItemV1 {
-    let body = PodV1 {
-        uid,
-        namespace: "default".into(),
-        name: "pod".into(),
-        labels: Vec::new(),
-        annotations: Vec::new(),
-        hostname: "pod".into(),
-        service_account: "default".into(),
-        containers: Vec::new(),
-        volumes: Vec::new(),
-        restart_policy: RestartPolicyV1::Always,
-        termination_grace_s: 30,
-        deletion_grace_s: pod.leaving.then_some(0),
-        ext: Vec::new(),
-    };
+    let body =
+        PodV1 { deletion_grace_s: pod.leaving.then_some(0), ..PodV1::new(uid, "default", "pod") };
     ItemV1 { uid, generation: pod.generation, body: BodyV1::Pod(Box::new(body)) }
 }

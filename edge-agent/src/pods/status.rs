@@ -22,8 +22,8 @@ pub fn status(desired: &Desired, state: &PodState, now: Now) -> PodStatusV1 {
         name: pod.name.clone(),
         generation: desired.generation,
         phase: phase(desired, state),
-        reason: String::new(),
-        message: String::new(),
+        reason: state.eviction.as_ref().map(|end| end.reason.clone()).unwrap_or_default(),
+        message: state.eviction.as_ref().map(|end| end.message.clone()).unwrap_or_default(),
         pod_ip: state.ip().to_owned(),
         started_ms: state.first_seen_ms,
         containers: pod

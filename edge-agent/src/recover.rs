@@ -95,6 +95,7 @@ pub fn find(hooks: &Hooks, set: Option<&SnapshotV1>, now: Now) -> Vec<Found> {
             // known to be unwanted.
             present: set.is_none_or(set::holds_unknown),
             keys: KeySet::new(),
+            eviction: None,
         });
         add_traces(&mut state, &traces, &uid, false);
         seen.insert(uid);

@@ -18,7 +18,7 @@ use wire::status::{PhaseV1, TerminatedV1};
 
 use crate::durable::{self, DurableError, Keep, Magic};
 use crate::id;
-use crate::pods::{PodState, Run, finished_phase};
+use crate::pods::{Eviction, PodState, Run, finished_phase};
 
 /// Most tombstones kept.
 pub const TOMBSTONES_MAX: usize = 512;
@@ -35,6 +35,8 @@ pub struct Record {
     pub name: String,
     /// The final phase.
     pub phase: PhaseV1,
+    /// The node ended the pod, and why.
+    pub eviction: Option<Eviction>,
     /// When the node first saw the pod, in milliseconds since 1970.
     pub first_seen_ms: u64,
     /// Its containers.
@@ -80,6 +82,7 @@ impl Record {
             namespace: pod.namespace.clone(),
             name: pod.name.clone(),
             phase: finished_phase(state),
+            eviction: state.eviction.clone(),
             first_seen_ms: state.first_seen_ms,
             containers,
         }
@@ -88,6 +91,7 @@ impl Record {
     /// Puts what is known of a finished pod into a fresh state.
     pub fn restore(&self, state: &mut PodState) {
         state.finished = Some(self.phase);
+        state.eviction.clone_from(&self.eviction);
         state.first_seen_ms = self.first_seen_ms;
         for record in &self.containers {
             let Some(container) = state.containers.iter_mut().find(|c| c.name == record.name)
@@ -183,6 +187,7 @@ mod tests {
             namespace: "n".into(),
             name: "p".into(),
             phase: PhaseV1::Failed,
+            eviction: None,
             first_seen_ms: 3,
             containers: vec![],
         };

@@ -76,6 +76,7 @@ pub fn pods(set: &SnapshotV1) -> BTreeMap<Uid, Desired> {
                 generation: item.generation,
                 present: true,
                 keys,
+                eviction: None,
             };
             Some((pod.uid, desired))
         })

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use wire::Uid;
 use wire::pod::{ContainerV1, EnvValueV1, KeysV1, PodV1, SourceV1, VolumeSourceV1};
 
-use super::state::Versions;
+use super::state::{PodState, Versions};
 
 /// One pod as the node's set has it.
 #[derive(Clone, Debug)]
@@ -19,6 +20,21 @@ pub struct Desired {
     pub present: bool,
     /// The ConfigMaps and Secrets it uses that exist.
     pub keys: KeySet,
+    /// The node itself ends the pod, whatever the set says; see [`Eviction`].
+    pub eviction: Option<Eviction>,
+}
+
+/// The node ends a pod for good: it becomes `Failed` with this reason, and its
+/// controller makes another one elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Eviction {
+    /// One word for `status.reason`: `Evicted`.
+    pub reason: String,
+    /// For people: what was short, and what the pod used of it.
+    pub message: String,
+    /// Most time between the stop signal and SIGKILL, in seconds; the pod's own
+    /// is taken where it is less.
+    pub grace_max_s: u32,
 }
 
 /// ConfigMaps and Secrets of one namespace.
@@ -44,16 +60,27 @@ impl Keys {
 }
 
 impl Desired {
-    /// Whether the pod is to stop: it is being deleted, or the set no longer holds it.
+    /// Whether the pod is to stop: it is being deleted, the set no longer holds
+    /// it, or the node ends it.
     #[must_use]
     pub fn is_stopping(&self) -> bool {
-        !self.present || self.pod.deletion_grace_s.is_some()
+        !self.present || self.pod.deletion_grace_s.is_some() || self.eviction.is_some()
+    }
+
+    /// Writes an eviction into the state, which outlives the agent, and takes it
+    /// from there. A pod that is over, or about to be recorded so, is not evicted.
+    pub fn settle_eviction(&mut self, state: &mut PodState) {
+        if state.eviction.is_none() && state.finished.is_none() && !state.is_recording {
+            state.eviction.clone_from(&self.eviction);
+        }
+        self.eviction.clone_from(&state.eviction);
     }
 
     /// Time between the stop signal and SIGKILL, in seconds.
     #[must_use]
     pub fn grace_s(&self) -> u32 {
-        self.pod.deletion_grace_s.unwrap_or(self.pod.termination_grace_s)
+        let grace_s = self.pod.deletion_grace_s.unwrap_or(self.pod.termination_grace_s);
+        self.eviction.as_ref().map_or(grace_s, |eviction| grace_s.min(eviction.grace_max_s))
     }
 
     /// A container of the pod.

@@ -18,7 +18,7 @@ use wire::pod::{PodV1, RestartPolicyV1};
 use wire::set::{BodyV1, ItemV1, SnapshotV1};
 use wire::status::{EventV1, PhaseV1, PodStatusV1, StateV1};
 
-use super::owner::{News, Owner};
+use super::owner::{Evictor, News, Owner};
 use super::tests::{container, pod};
 use crate::clock::Clock;
 use crate::config::{Folders, Locks};
@@ -126,9 +126,11 @@ impl Machine {
         let stop = CancellationToken::new();
         let (owner, _board) =
             Owner::new(Arc::clone(&hooks), clock, set, news_sender, Box::new(|_| {}));
+        let evictor = owner.evictor();
         let task = tokio::spawn(owner.run(found, receiver, stop.clone()));
         Agent {
             hooks,
+            evictor,
             news,
             sets,
             stop,
@@ -163,6 +165,7 @@ impl Drop for Machine {
 
 struct Agent {
     hooks: Arc<Hooks>,
+    evictor: Evictor,
     news: mpsc::Receiver<News>,
     sets: watch::Sender<Option<Arc<SnapshotV1>>>,
     stop: CancellationToken,
@@ -492,5 +495,45 @@ async fn an_image_that_cannot_be_had_is_reported_and_tried_again() {
     agent.until("backing off", |agent| waits(agent, "ImagePullBackOff")).await;
     *machine.images.error.lock().unwrap() = None;
     agent.until("running", |agent| agent.is_running(&one)).await;
+    agent.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_evicted_pod_fails_says_why_and_never_runs_again() {
+    let mut machine = Machine::new();
+    let mut agent = machine.agent();
+    let (one, other) = (named("one", 1), named("other", 2));
+    agent.send(5, &[(3, &one), (3, &other)]);
+    agent.until("running", |agent| agent.is_running(&one) && agent.is_running(&other)).await;
+    machine.runtime.on_signal("a", runtime::fake::OnSignal::Exit(0));
+    let eviction = super::Eviction {
+        reason: "Evicted".into(),
+        message: "The node was low on resource: memory.".into(),
+        grace_max_s: 1,
+    };
+    agent.evictor.send((one.uid, eviction.clone())).await.unwrap();
+    // Twice, as a decision is that was not carried out yet; and of a pod that is not there.
+    agent.evictor.send((one.uid, eviction.clone())).await.unwrap();
+    agent.evictor.send(([9; 16], eviction)).await.unwrap();
+    agent.until("terminated", |agent| agent.statuses[&one.uid].terminated).await;
+    // Also after a newer set, a restart of the agent, and a power cut.
+    agent.send(6, &[(3, &one), (3, &other)]);
+    agent.rest().await;
+    assert_eq!(agent.events.iter().filter(|event| event.reason == "Evicted").count(), 1);
+    for reboots in [false, true] {
+        agent.end().await;
+        if reboots {
+            machine.reboot();
+        }
+        agent = machine.agent();
+        agent.until("known", |agent| agent.is_running(&other)).await;
+        agent.until("known", |agent| agent.statuses.contains_key(&one.uid)).await;
+        agent.rest().await;
+        let status = &agent.statuses[&one.uid];
+        // Its only container ended with 0: evicted is failed nevertheless.
+        assert_eq!((status.phase, status.reason.as_str()), (PhaseV1::Failed, "Evicted"));
+        assert!(status.message.contains("low on resource"), "{status:?}");
+        assert!(!machine.runtime.specs().iter().any(|spec| spec.pod == "one"));
+    }
     agent.end().await;
 }

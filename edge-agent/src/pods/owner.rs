@@ -22,7 +22,7 @@ use wire::status::{EventV1, PodStatusV1};
 use wire::{Epoch, Uid};
 
 use super::worker::{FromPod, Worker, differs};
-use super::{Desired, PodState};
+use super::{Desired, Eviction, PodState};
 use crate::clock::Clock;
 use crate::hooks::{Hooks, chain};
 use crate::{logs, set};
@@ -31,6 +31,8 @@ use crate::{logs, set};
 const STORE_AGAIN: Duration = Duration::from_secs(30);
 /// Messages of workers that wait for the owner, at most.
 const FROM_PODS_MAX: usize = 64;
+/// Evictions that wait for the owner, at most.
+const EVICTIONS_MAX: usize = 8;
 /// How long pods may take to say their first word, before the link speaks without them.
 const FIRST_WORD: Duration = Duration::from_secs(2);
 
@@ -49,6 +51,9 @@ pub enum News {
 
 /// Sets up the node as a set says, before any pod of it is looked at.
 pub type Configure = Box<dyn Fn(&NodeConfigV1) + Send + Sync>;
+
+/// Where the node says that it ends a pod. A pod that is gone or over is left so.
+pub type Evictor = mpsc::Sender<(Uid, Eviction)>;
 
 /// The statuses of all pods, for whoever serves logs.
 pub type Board = watch::Receiver<BTreeMap<Uid, PodStatusV1>>;
@@ -70,6 +75,7 @@ pub struct Owner {
     /// Pods whose first status is still to come.
     silent: BTreeSet<Uid>,
     from_pods: (mpsc::Sender<FromPod>, mpsc::Receiver<FromPod>),
+    evictions: (Evictor, mpsc::Receiver<(Uid, Eviction)>),
     board: watch::Sender<BTreeMap<Uid, PodStatusV1>>,
     news: mpsc::Sender<News>,
     configure: Configure,
@@ -101,6 +107,7 @@ impl Owner {
             pods: BTreeMap::new(),
             silent: BTreeSet::new(),
             from_pods: mpsc::channel(FROM_PODS_MAX),
+            evictions: mpsc::channel(EVICTIONS_MAX),
             board,
             news,
             configure,
@@ -109,6 +116,12 @@ impl Owner {
             has_spoken: false,
         };
         (owner, reader)
+    }
+
+    /// Where to say that the node ends a pod.
+    #[must_use]
+    pub fn evictor(&self) -> Evictor {
+        self.evictions.0.clone()
     }
 
     /// Runs until cancelled. The pods go on without it.
@@ -143,6 +156,7 @@ impl Owner {
                         self.apply(set).await;
                     }
                 }
+                Some((uid, eviction)) = self.evictions.1.recv() => self.evict(&uid, eviction),
                 () = &mut first_word, if !self.has_spoken => self.speak().await,
                 () = tokio::time::sleep(STORE_AGAIN), if again => {
                     if let Some(set) = self.unstored.clone() {
@@ -150,6 +164,12 @@ impl Owner {
                     }
                 }
             }
+        }
+    }
+
+    fn evict(&self, uid: &Uid, eviction: Eviction) {
+        if let Some(wish) = self.pods.get(uid) {
+            wish.send_modify(|desired| desired.eviction = Some(eviction));
         }
     }
 
@@ -211,7 +231,7 @@ impl Owner {
         for (uid, wish) in &self.pods {
             let old = wish.borrow().clone();
             let new = match wanted.remove(uid) {
-                Some(new) => new,
+                Some(new) => Desired { eviction: old.eviction.clone(), ..new },
                 None if set::holds_unknown(set) && !was_named(uid) => continue,
                 None => Desired { present: false, ..old.clone() },
             };

@@ -156,7 +156,7 @@ pub fn finished_phase(state: &PodState) -> PhaseV1 {
         .containers
         .iter()
         .all(|container| matches!(&container.run, Run::Exited { end, .. } if end.exit_code == 0));
-    if all_succeeded { PhaseV1::Succeeded } else { PhaseV1::Failed }
+    if all_succeeded && state.eviction.is_none() { PhaseV1::Succeeded } else { PhaseV1::Failed }
 }
 
 /// Whether a run that ended is followed by another.

@@ -10,6 +10,8 @@ use wire::Uid;
 use wire::pod::{PodV1, SourceV1};
 use wire::status::{PhaseV1, TerminatedV1};
 
+use super::desired::Eviction;
+
 /// Which version of each ConfigMap and Secret a pod's volumes show.
 pub type Versions = BTreeMap<SourceV1, (Uid, u64)>;
 
@@ -26,6 +28,8 @@ pub struct PodState {
     pub volumes: Volumes,
     /// One for each container, in the order of the pod.
     pub containers: Vec<Container>,
+    /// The node ended the pod, and why.
+    pub eviction: Option<Eviction>,
     /// The final phase, once it is on disk: the pod never runs again.
     pub finished: Option<PhaseV1>,
     /// Writing the final phase failed; try again.
@@ -237,6 +241,7 @@ impl PodState {
             sandbox_failure: None,
             volumes: Volumes { versions: None, is_working: false, failure: None },
             containers: pod.containers.iter().map(|c| Container::new(&c.name, &c.image)).collect(),
+            eviction: None,
             finished: None,
             record_failure: None,
             is_recording: false,

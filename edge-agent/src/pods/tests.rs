@@ -55,8 +55,13 @@ struct World {
 impl World {
     fn new(pod: PodV1) -> Self {
         let state = PodState::new(&pod, 5);
-        let desired =
-            Desired { pod: Arc::new(pod), generation: 1, present: true, keys: KeySet::new() };
+        let desired = Desired {
+            pod: Arc::new(pod),
+            generation: 1,
+            present: true,
+            keys: KeySet::new(),
+            eviction: None,
+        };
         Self {
             desired,
             state,

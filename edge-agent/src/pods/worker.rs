@@ -137,6 +137,7 @@ impl Worker {
     /// One round. Returns how long to wait at most; `None` once the pod is gone.
     #[allow(clippy::option_option)]
     async fn turn(&mut self) -> Option<Option<Duration>> {
+        self.settle_eviction().await;
         self.look().await;
         let now = self.clock.now();
         let plan = plan(&self.desired, &self.state, now.mono);
@@ -167,6 +168,17 @@ impl Worker {
             return Some(again.wake.map(|at| at.saturating_sub(now.mono)));
         }
         Some(Some(Duration::ZERO))
+    }
+
+    /// Takes the node's decision to end the pod, and says so once.
+    async fn settle_eviction(&mut self) {
+        let was_evicted = self.state.eviction.is_some();
+        self.desired.settle_eviction(&mut self.state);
+        if let Some(eviction) = self.state.eviction.as_ref().filter(|_| !was_evicted) {
+            let (container, message) = (String::new(), eviction.message.clone());
+            let happening = Happening { container, warning: true, reason: "Evicted", message };
+            self.say(vec![happening]).await;
+        }
     }
 
     /// Looks at every run that may have changed.
@@ -338,6 +350,7 @@ pub fn differs(old: &Desired, new: &Desired) -> bool {
     };
     old.generation != new.generation
         || old.present != new.present
+        || old.eviction != new.eviction
         || old.pod != new.pod
         || versions(old) != versions(new)
 }

@@ -81,7 +81,7 @@ fn projection(
     } else if let Some(secret) = &projection.secret {
         keys(SourceV1::Secret(secret.name.clone()), &secret.items, secret.optional)
     } else if let Some(token) = &projection.service_account_token {
-        let seconds = token.expiration_seconds.unwrap_or(i64::from(TOKEN_S));
+        let seconds = token.expiration_seconds.unwrap_or_else(|| TOKEN_S.into());
         ProjectionV1::Token {
             audience: token.audience.clone(),
             expiration_s: u32::try_from(seconds)

@@ -200,6 +200,16 @@ pub fn annotation<'a>(object: &'a Value, key: &str) -> Option<&'a str> {
     metadata(object)?.get("annotations")?.get(key)?.as_str()
 }
 
+/// The annotation of a mirror: a Pod that only shows a static pod of its node. Its
+/// value is the uid of that pod.
+pub const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
+
+/// The uid under which its node knows a pod: a mirror's is that of the static pod.
+#[must_use]
+pub fn uid_on_node(pod: &Value) -> &str {
+    annotation(pod, MIRROR_ANNOTATION).unwrap_or_else(|| uid(pod))
+}
+
 /// Sets one annotation.
 pub fn set_annotation(object: &mut Value, key: &str, value: &str) {
     let entry =

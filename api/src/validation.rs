@@ -159,6 +159,7 @@ fn whole(resource: &Resource, object: &Value, old: Option<&Value>, errors: &mut 
                 pod::Place::Pod { update: old.is_some() },
                 errors,
             );
+            pod::mirror(root, errors);
         }
         ("apps", "Deployment") => workload::deployment(fields(root, "spec"), errors),
         ("apps", "ReplicaSet") => workload::replica_set(fields(root, "spec"), errors),
@@ -176,7 +177,10 @@ fn whole(resource: &Resource, object: &Value, old: Option<&Value>, errors: &mut 
 fn changes(resource: &Resource, old: &Value, new: &Value, errors: &mut Errors) {
     let (Some(old), Some(new)) = (old.as_object(), new.as_object()) else { return };
     match (resource.group, resource.kind) {
-        ("", "Pod") => pod::update(fields(old, "spec"), fields(new, "spec"), errors),
+        ("", "Pod") => {
+            pod::update(fields(old, "spec"), fields(new, "spec"), errors);
+            pod::mirror_update(old, new, errors);
+        }
         ("apps", "Deployment" | "ReplicaSet") => {
             workload::update(fields(old, "spec"), fields(new, "spec"), errors);
         }

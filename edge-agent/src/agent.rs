@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use runtime::{BoxFuture, Runtime, ShimCommand, ShimRuntime};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wire::node::NodeInfoV1;
@@ -28,9 +28,10 @@ use crate::env::Facts;
 use crate::hooks::{Hooks, chain};
 use crate::identity::{Identity, IdentityError};
 use crate::link::{self, Dialer, LinkHandle, MqttLink};
+use crate::manifests::{self, Manifests};
 use crate::network::{Cidr, Network};
 use crate::node::Node;
-use crate::pods::owner::{Configure, News, Owner};
+use crate::pods::owner::{Configure, News, Owner, local_pods};
 use crate::registries::{Registries, RegistrySettings};
 use crate::results::Results;
 use crate::streams::Streams;
@@ -54,6 +55,8 @@ pub struct Settings {
     pub run_dir: PathBuf,
     /// The name the node must have, if that is to be checked.
     pub node_name: Option<String>,
+    /// The folder of static pods.
+    pub manifests: PathBuf,
     /// How registries are reached.
     pub registries: RegistrySettings,
 }
@@ -147,7 +150,12 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     ));
 
     let set = recover::load_set(&folders);
-    let found = recover::find(&hooks, set.as_deref(), crate::clock::system());
+    let manifests = manifests::read(&settings.manifests, &identity.node);
+    for problem in &manifests.problems {
+        tracing::warn!("static pod not run: {problem}");
+    }
+    let local = local_pods(&manifests);
+    let found = recover::find(&hooks, set.as_deref(), local, crate::clock::system());
     recover::adopt_addresses(&hooks, &network, &found);
     let tasks = TaskTracker::new();
     if set.is_some() {
@@ -165,8 +173,12 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     tasks.spawn(driver);
     tasks.spawn(pass_on(news, link.clone()));
     tasks.spawn(until(stop.clone(), streams.run(outputs.commands)));
-    tasks.spawn(until(stop.clone(), look(folders.clone(), network, link, info)));
-    tasks.spawn(owner.run(found, outputs.sets, stop.clone()));
+    let (manifests_to, manifests) = watch::channel(Arc::new(manifests));
+    let watching = manifests::watch(settings.manifests, identity.node.clone(), manifests_to);
+    tasks.spawn(until(stop.clone(), watching));
+    let looking = look(folders.clone(), network, link, info, manifests.clone());
+    tasks.spawn(until(stop.clone(), looking));
+    tasks.spawn(owner.run(found, outputs.sets, manifests, stop.clone()));
     tasks.close();
     tracing::info!(node = identity.node, state_dir = %folders.state.display(), "ready");
 
@@ -237,9 +249,20 @@ async fn pass_on(mut news: mpsc::Receiver<News>, link: LinkHandle) {
 }
 
 /// Looks again and again at what the board lacks, and says when that changes.
-async fn look(folders: Folders, network: Arc<Network>, link: LinkHandle, mut info: NodeInfoV1) {
+async fn look(
+    folders: Folders,
+    network: Arc<Network>,
+    link: LinkHandle,
+    mut info: NodeInfoV1,
+    mut manifests: watch::Receiver<Arc<Manifests>>,
+) {
+    manifests.mark_changed();
     loop {
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+            Ok(()) = manifests.changed() => {}
+        }
+        let own = Arc::clone(&manifests.borrow_and_update());
         let folders = folders.clone();
         let mut findings = tokio::task::spawn_blocking(move || nodeinfo::findings(&folders))
             .await
@@ -249,8 +272,12 @@ async fn look(folders: Folders, network: Arc<Network>, link: LinkHandle, mut inf
         {
             findings.push(("PodEgress".to_owned(), error));
         }
-        if findings != info.findings {
+        if !own.problems.is_empty() {
+            findings.push(("StaticPods".to_owned(), own.problems.join("; ")));
+        }
+        if findings != info.findings || own.mirrors != info.static_pods {
             info.findings = findings;
+            info.static_pods.clone_from(&own.mirrors);
             link.info_changed(info.clone()).await;
         }
     }

@@ -9,6 +9,7 @@ pub mod hooks;
 pub mod id;
 pub mod images;
 pub mod logs;
+pub mod manifests;
 pub mod network;
 pub mod nodeinfo;
 pub mod pods;

@@ -43,6 +43,7 @@ pub fn read(folders: &Folders, labels: Vec<(String, String)>) -> io::Result<Node
         board: String::new(),
         findings: findings(folders),
         labels,
+        static_pods: Vec::new(),
         ext: Vec::new(),
     })
 }

@@ -78,10 +78,17 @@ struct Trace {
     attempt: u32,
 }
 
-/// Finds every pod there is something of, and what is wanted of it.
+/// Finds every pod there is something of, and what is wanted of it by the set
+/// and by the manifests of the board itself (`local`).
 #[must_use]
-pub fn find(hooks: &Hooks, set: Option<&SnapshotV1>, now: Now) -> Vec<Found> {
+pub fn find(
+    hooks: &Hooks,
+    set: Option<&SnapshotV1>,
+    local: BTreeMap<Uid, Desired>,
+    now: Now,
+) -> Vec<Found> {
     let mut wanted = set.map(set::pods).unwrap_or_default();
+    wanted.extend(local);
     let traces = traces(hooks);
     let mut found = Vec::new();
     let mut seen = BTreeSet::new();

@@ -14,6 +14,7 @@
 mod index;
 mod lease;
 mod liveness;
+mod mirrors;
 mod object;
 mod reports;
 
@@ -37,7 +38,7 @@ use tracing::{debug, info, warn};
 use wire::artifact::BlobRequestV1;
 use wire::command::CommandV1;
 use wire::envelope::{self, Decoded, Message};
-use wire::node::{HelloV1, NodeInfoV1};
+use wire::node::{HelloV1, NodeInfoV1, StaticPodV1};
 use wire::pod::{RuntimeV1, SourceV1};
 use wire::set::{BodyV1, ItemV1, NodeConfigV1, SnapshotV1};
 use wire::status::ReportV1;
@@ -118,6 +119,11 @@ enum Done {
     },
     /// The store has a new revision.
     Nudged,
+    /// The mirrors of this node were looked at.
+    Mirrored {
+        node: String,
+        made: bool,
+    },
 }
 
 #[derive(Default)]
@@ -134,6 +140,9 @@ struct NodeState {
     /// Boot and number of the newest report that was taken to be stored.
     accepted: (Uid, u64),
     storing: bool,
+    /// Whether the node's mirrors are being looked at, and are to be again.
+    mirroring: bool,
+    mirror_again: bool,
 }
 
 struct Nodes {
@@ -220,10 +229,15 @@ impl Nodes {
 
     fn changed(&mut self, change: Changed) {
         match change {
-            Changed::Pod(key, object) => match self.index.pod(&key, object.as_deref()) {
-                Ok(nodes) => self.dirty.extend(nodes),
-                Err(err) => warn!(pod = %key, %err, "pod cannot be sent to its node"),
-            },
+            Changed::Pod(key, object) => {
+                if let Some(node) = self.index.mirror(&key, object.as_deref()) {
+                    self.mirror(&node);
+                }
+                match self.index.pod(&key, object.as_deref()) {
+                    Ok(nodes) => self.dirty.extend(nodes),
+                    Err(err) => warn!(pod = %key, %err, "pod cannot be sent to its node"),
+                }
+            }
             Changed::Listed(kind, named) => self.listed(kind, &named),
             Changed::Keys(namespace, source) => {
                 self.dirty.extend(self.index.users(&namespace, &source));
@@ -248,6 +262,10 @@ impl Nodes {
                 self.index.keys().filter(|key| !named.contains(*key)).cloned().collect();
             for key in gone {
                 self.changed(Changed::Pod(key, None));
+            }
+            let waiting = self.nodes.iter().filter(|(_, state)| state.mirror_again);
+            for node in waiting.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+                self.mirror(&node);
             }
         } else if kind == "Node" {
             let is_named = |name: &String| named.contains(&ObjectKey::new("", name));
@@ -498,6 +516,7 @@ impl Nodes {
             Some(state) => {
                 state.info = Some(hello.info.clone());
                 self.write_node(node, hello.info);
+                self.mirror(node);
             }
             // Enrolled under a store that this one was restored from before it knew
             // the node: its certificate is good, so its object is made again.
@@ -513,6 +532,28 @@ impl Nodes {
                 self.setup.gateway.kick(node);
             }
         }
+    }
+
+    /// Brings the mirrors of a node's static pods up to date, beside the task; not
+    /// before the node has said which it has, nor before all pods are known.
+    fn mirror(&mut self, node: &str) {
+        let existing = self.index.mirrors_of(node);
+        let Some(state) = self.nodes.get_mut(node) else { return };
+        let Some(info) = state.info.as_ref().filter(|_| !self.unlisted.contains("Pod")) else {
+            state.mirror_again = true;
+            return;
+        };
+        let pods: Arc<[StaticPodV1]> = info.static_pods.clone().into();
+        state.mirror_again = state.mirroring;
+        if state.mirroring || (pods.is_empty() && existing.is_empty()) {
+            return;
+        }
+        state.mirroring = true;
+        let (api, node, done) = (self.setup.api.clone(), node.to_owned(), self.done.clone());
+        tokio::spawn(async move {
+            let made = mirrors::reconcile(&api, &node, &pods, &existing).await;
+            let _ = done.send(Done::Mirrored { node, made }).await;
+        });
     }
 
     /// Brings the Node object up to date, beside the task.
@@ -573,6 +614,18 @@ impl Nodes {
     fn finished(&mut self, done: Done) {
         let (node, boot_id, seq, stored) = match done {
             Done::Report { node, boot_id, seq, stored } => (node, boot_id, seq, stored),
+            Done::Mirrored { node, made } => {
+                if made {
+                    // What it reported before had no Pod to go to.
+                    let _ = self.dispatcher.command(&node, CommandV1::ReportAll);
+                }
+                let Some(state) = self.nodes.get_mut(&node) else { return };
+                state.mirroring = false;
+                if state.mirror_again {
+                    self.mirror(&node);
+                }
+                return;
+            }
             Done::Nudged => {
                 self.dirty.append(&mut self.waiting);
                 return;

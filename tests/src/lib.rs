@@ -30,6 +30,8 @@ mod node_port;
 #[cfg(test)]
 mod sim;
 #[cfg(test)]
+mod static_pods;
+#[cfg(test)]
 mod tidy;
 #[cfg(test)]
 mod workloads;

@@ -39,7 +39,9 @@ fn edges(of_tests: bool) -> String {
 #[test]
 fn crates_depend_downwards_only() {
     expect![[r#"
+        agent -> api
         agent -> image
+        agent -> lower
         agent -> oci
         agent -> runtime
         agent -> wasm

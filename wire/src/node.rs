@@ -76,8 +76,23 @@ pub struct NodeInfoV1 {
     pub findings: Vec<(String, String)>,
     /// Labels that the token gave.
     pub labels: Vec<(String, String)>,
+    /// Pods that the node runs of its own accord, all of them: the master shows
+    /// each as a mirror. At most [`STATIC_BYTES_MAX`] of manifests.
+    pub static_pods: Vec<StaticPodV1>,
     /// Room for later fields.
     pub ext: Ext,
+}
+
+/// Most bytes of all manifests of a node's static pods: they travel in one hello.
+pub const STATIC_BYTES_MAX: usize = 32 << 10;
+
+/// A pod from a folder of the node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StaticPodV1 {
+    /// The pod's identity on the node; follows from the node and the manifest.
+    pub uid: Uid,
+    /// The Pod, with every default applied, as JSON.
+    pub manifest: String,
 }
 
 /// Which compiled WASM code a node can map.

@@ -13,7 +13,8 @@ use pinnace_wire::envelope::{
     decode_assembled, encode,
 };
 use pinnace_wire::node::{
-    AppliedV1, GoneV1, HeartbeatV1, HelloV1, NodeInfoV1, PartAckV1, UpToDateV1, WasmTargetV1,
+    AppliedV1, GoneV1, HeartbeatV1, HelloV1, NodeInfoV1, PartAckV1, StaticPodV1, UpToDateV1,
+    WasmTargetV1,
 };
 use pinnace_wire::pod::{
     ContainerV1, DnsV1, DownwardItemV1, EnvFromV1, EnvV1, EnvValueV1, HandlerV1, HostAliasV1,
@@ -324,6 +325,7 @@ fn samples() -> Vec<Message> {
                 board: "rpi3".into(),
                 findings: vec![("MemoryCgroup".into(), "off".into())],
                 labels: vec![("zone".into(), "a".into())],
+                static_pods: vec![StaticPodV1 { uid: [9; 16], manifest: "{}".into() }],
                 ext: vec![],
             },
             running: vec![([1; 16], 42)],

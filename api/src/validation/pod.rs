@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::{
     Errors, Fields, Path, SPEC, container, fields, items, metadata, number, objects, text, volume,
 };
+use crate::meta::MIRROR_ANNOTATION;
 use crate::names;
 
 /// Whose spec it is; templates allow less, updates do not undo a create.
@@ -236,6 +237,31 @@ fn only_more_tolerations(old: &Fields, new: &Fields, errors: &mut Errors) {
             "existing toleration can not be modified except its tolerationSeconds",
         );
     }
+}
+
+/// A mirror shows a static pod of a node: it is never without one.
+pub(super) fn mirror(root: &Fields, errors: &mut Errors) {
+    if mirrored(root).is_some() && text(fields(root, "spec"), "nodeName").is_empty() {
+        let detail = "must set spec.nodeName if mirror pod annotation is set";
+        let metadata = Path::Root.field("metadata");
+        errors.invalid(&metadata.field("annotations").key(MIRROR_ANNOTATION), "", detail);
+    }
+}
+
+/// What a pod mirrors is decided when it is made.
+pub(super) fn mirror_update(old: &Fields, new: &Fields, errors: &mut Errors) {
+    let problem = match (mirrored(old), mirrored(new)) {
+        (None, Some(_)) => "may not add mirror pod annotation",
+        (Some(_), None) => "may not remove mirror pod annotation",
+        (old, new) if old != new => "may not update mirror pod annotation",
+        _ => return,
+    };
+    let metadata = Path::Root.field("metadata");
+    errors.forbidden(&metadata.field("annotations").key(MIRROR_ANNOTATION), problem);
+}
+
+fn mirrored(root: &Fields) -> Option<&str> {
+    fields(fields(root, "metadata"), "annotations").get(MIRROR_ANNOTATION)?.as_str()
 }
 
 #[cfg(test)]

@@ -18,13 +18,14 @@ use wire::pod::{PodV1, RestartPolicyV1};
 use wire::set::{BodyV1, ItemV1, SnapshotV1};
 use wire::status::{EventV1, PhaseV1, PodStatusV1, StateV1};
 
-use super::owner::{Evictor, News, Owner};
+use super::owner::{Evictor, News, Owner, local_pods};
 use super::tests::{container, pod};
 use crate::clock::Clock;
 use crate::config::{Folders, Locks};
 use crate::env::{Facts, ImageConfig};
 use crate::hooks::Hooks;
 use crate::images::{ImageContent, ImageError, ImageRequest, Images, Progress, ReadyImage};
+use crate::manifests::Manifests;
 use crate::network::{NamespacePaths, Network, NetworkError};
 use crate::results::Results;
 use crate::sandbox::PodNetwork;
@@ -92,6 +93,7 @@ struct Machine {
     _locks: Locks,
     runtime: FakeRuntime,
     images: Arc<FakeImages>,
+    manifests: watch::Sender<Arc<Manifests>>,
 }
 
 impl Machine {
@@ -100,7 +102,8 @@ impl Machine {
         let (folders, locks) =
             Folders::open(&folder.path().join("state"), &folder.path().join("run")).unwrap();
         let (runtime, images) = (FakeRuntime::new(), Arc::default());
-        Self { _folder: folder, folders, _locks: locks, runtime, images }
+        let manifests = watch::channel(Arc::default()).0;
+        Self { _folder: folder, folders, _locks: locks, runtime, images, manifests }
     }
 
     fn hooks(&self) -> Arc<Hooks> {
@@ -120,14 +123,16 @@ impl Machine {
         let hooks = self.hooks();
         let clock = Clock::Tokio(tokio::time::Instant::now());
         let set = recover::load_set(&self.folders);
-        let found = recover::find(&hooks, set.as_deref(), clock.now());
+        let manifests = self.manifests.subscribe();
+        let local = local_pods(&manifests.borrow());
+        let found = recover::find(&hooks, set.as_deref(), local, clock.now());
         let (news_sender, news) = mpsc::channel(1000);
         let (sets, receiver) = watch::channel(set.clone());
         let stop = CancellationToken::new();
         let (owner, _board) =
             Owner::new(Arc::clone(&hooks), clock, set, news_sender, Box::new(|_| {}));
         let evictor = owner.evictor();
-        let task = tokio::spawn(owner.run(found, receiver, stop.clone()));
+        let task = tokio::spawn(owner.run(found, receiver, manifests, stop.clone()));
         Agent {
             hooks,
             evictor,
@@ -303,6 +308,35 @@ async fn a_restarted_agent_touches_nothing() {
     agent.until("reported", |agent| agent.statuses[&one.uid].generation == 4).await;
     agent.rest().await;
     assert_eq!(machine.runtime.calls(), calls);
+    agent.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn static_pods_run_without_a_set_and_no_set_stops_them() {
+    let machine = Machine::new();
+    let (own, other) = (named("own", 1), named("other", 2));
+    let item = |pod: &PodV1| ItemV1 {
+        uid: pod.uid,
+        generation: 1,
+        body: BodyV1::Pod(Box::new(pod.clone())),
+    };
+    let manifests = |items| Arc::new(Manifests { items, ..Manifests::default() });
+    machine.manifests.send_replace(manifests(vec![item(&own)]));
+    let mut agent = machine.agent();
+    agent.until("running", |agent| agent.is_running(&own)).await;
+    agent.send(5, &[(3, &other)]);
+    agent.until("both running", |agent| agent.is_running(&other)).await;
+    agent.send(6, &[]);
+    agent.until("one left", |agent| agent.running == Some(vec![(own.uid, 1)])).await;
+    agent.end().await;
+    let calls = machine.runtime.calls();
+
+    let mut agent = machine.agent();
+    agent.until("speaking", |agent| agent.running == Some(vec![(own.uid, 1)])).await;
+    agent.rest().await;
+    assert_eq!(machine.runtime.calls(), calls, "a restarted agent touches nothing");
+    machine.manifests.send_replace(manifests(vec![]));
+    agent.until("gone with its file", |agent| agent.running == Some(vec![])).await;
     agent.end().await;
 }
 

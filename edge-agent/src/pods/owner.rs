@@ -7,6 +7,9 @@
 //!    └── Applied, Statuses, Event, Running
 //! ```
 //!
+//! Static pods come from a folder of the board, beside the set, and are no part of
+//! it: no set stops them.
+//!
 //! A set is stored before it counts as applied. If the disk is full, it is made
 //! so nevertheless, and storing it is tried again: the master hears of it later.
 
@@ -25,6 +28,7 @@ use super::worker::{FromPod, Worker, differs};
 use super::{Desired, Eviction, PodState};
 use crate::clock::Clock;
 use crate::hooks::{Hooks, chain};
+use crate::manifests::Manifests;
 use crate::{logs, set};
 
 /// How long a full disk is left alone before the set is stored again.
@@ -80,6 +84,8 @@ pub struct Owner {
     news: mpsc::Sender<News>,
     configure: Configure,
     set: Option<Arc<SnapshotV1>>,
+    /// The static pods.
+    local: BTreeMap<Uid, Desired>,
     unstored: Option<Arc<SnapshotV1>>,
     has_spoken: bool,
 }
@@ -112,6 +118,7 @@ impl Owner {
             news,
             configure,
             set,
+            local: BTreeMap::new(),
             unstored: None,
             has_spoken: false,
         };
@@ -129,15 +136,18 @@ impl Owner {
         mut self,
         found: Vec<Found>,
         mut sets: watch::Receiver<Option<Arc<SnapshotV1>>>,
+        mut manifests: watch::Receiver<Arc<Manifests>>,
         stop: CancellationToken,
     ) {
         self.configure();
+        self.local = local_pods(&manifests.borrow_and_update());
         for Found { desired, state } in found {
             self.silent.insert(desired.pod.uid);
             self.spawn(desired, state);
         }
-        if let Some(set) = self.set.clone() {
-            self.make_so(&set, None);
+        match self.set.clone() {
+            Some(set) => self.make_so(&set, None),
+            None => self.make_local_so(&BTreeMap::new()),
         }
         let first_word = tokio::time::sleep(FIRST_WORD);
         tokio::pin!(first_word);
@@ -157,6 +167,14 @@ impl Owner {
                     }
                 }
                 Some((uid, eviction)) = self.evictions.1.recv() => self.evict(&uid, eviction),
+                Ok(()) = manifests.changed() => {
+                    let local = local_pods(&manifests.borrow_and_update());
+                    let before = std::mem::replace(&mut self.local, local);
+                    self.make_local_so(&before);
+                    if self.has_spoken {
+                        self.speak().await;
+                    }
+                }
                 () = &mut first_word, if !self.has_spoken => self.speak().await,
                 () = tokio::time::sleep(STORE_AGAIN), if again => {
                     if let Some(set) = self.unstored.clone() {
@@ -222,6 +240,7 @@ impl Owner {
     /// Brings the workers to the set that follows `before`.
     fn make_so(&mut self, set: &SnapshotV1, before: Option<&SnapshotV1>) {
         let mut wanted = set::pods(set);
+        wanted.extend(self.local.clone());
         let before = before.filter(|before| before.epoch == set.epoch);
         // What this store has named and names no more was deleted; what it has never
         // named may be newer than the backup it was restored from.
@@ -242,6 +261,22 @@ impl Owner {
         for (_, desired) in wanted {
             let state = self.first_state(&desired);
             self.spawn(desired, state);
+        }
+    }
+
+    /// Brings the workers of static pods to the folder, which held `before`.
+    fn make_local_so(&mut self, before: &BTreeMap<Uid, Desired>) {
+        for uid in before.keys().filter(|uid| !self.local.contains_key(*uid)) {
+            if let Some(wish) = self.pods.get(uid) {
+                wish.send_modify(|desired| desired.present = false);
+            }
+        }
+        for (uid, desired) in self.local.clone() {
+            // The uid follows from the manifest: what has a worker is the same.
+            if !self.pods.contains_key(&uid) {
+                let state = self.first_state(&desired);
+                self.spawn(desired, state);
+            }
         }
     }
 
@@ -285,6 +320,7 @@ impl Owner {
                 });
                 // It may have come back while the last of it went.
                 let again = self.set.as_ref().and_then(|set| set::pods(set).remove(&uid));
+                let again = again.or_else(|| self.local.get(&uid).cloned());
                 if let Some(desired) = again {
                     let state = self.first_state(&desired);
                     self.spawn(desired, state);
@@ -298,6 +334,12 @@ impl Owner {
             }
         }
     }
+}
+
+/// The static pods as wishes.
+#[must_use]
+pub fn local_pods(manifests: &Manifests) -> BTreeMap<Uid, Desired> {
+    set::pods(&SnapshotV1 { epoch: 0, revision: 0, items: manifests.items.clone() })
 }
 
 /// What the disk says of a pod that nothing else is known of: how it ended, and

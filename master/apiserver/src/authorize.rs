@@ -128,7 +128,10 @@ impl BuiltIn {
                         .is_some_and(|pod| object::text(&pod, &["spec", "nodeName"]) == node)
                 };
                 let pinned = matches!(what.verb, "list" | "watch") && what.pinned_node == node;
-                let allowed = if what.name.is_empty() || pinned {
+                // What it creates must be a mirror of a static pod: admission looks.
+                let allowed = if what.verb == "create" {
+                    sub.is_empty()
+                } else if what.name.is_empty() || pinned {
                     pinned && sub.is_empty()
                 } else {
                     one && bound_here()
@@ -168,26 +171,39 @@ impl BuiltIn {
 /// Whether a pod's spec names the Secret or ConfigMap in a volume, in the
 /// environment or for pulling images.
 fn refers_to(spec: &Value, resource: &str, name: &str) -> bool {
+    references(spec, resource).iter().any(|reference| *reference == name)
+}
+
+/// Whether a pod's spec names any Secret or ConfigMap.
+pub(crate) fn refers_to_any(spec: &Value, resource: &str) -> bool {
+    references(spec, resource).iter().any(|reference| !reference.is_null())
+}
+
+/// The names of all Secrets or ConfigMaps in a pod's spec, and nulls.
+fn references<'a>(spec: &'a Value, resource: &str) -> Vec<&'a Value> {
     let (volume, volume_key, env, env_from) = if resource == "secrets" {
         ("secret", "secretName", "secretKeyRef", "secretRef")
     } else {
         ("configMap", "name", "configMapKeyRef", "configMapRef")
     };
-    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
-    let in_volumes = list(&spec["volumes"]).iter().any(|v| {
-        v[volume][volume_key] == name
-            || list(&v["projected"]["sources"]).iter().any(|s| s[volume]["name"] == name)
-    });
-    let pulls = resource == "secrets"
-        && list(&spec["imagePullSecrets"]).iter().any(|secret| secret["name"] == name);
-    let in_containers = ["containers", "initContainers", "ephemeralContainers"]
-        .iter()
-        .flat_map(|containers| list(&spec[*containers]))
-        .any(|container| {
-            list(&container["env"]).iter().any(|e| e["valueFrom"][env]["name"] == name)
-                || list(&container["envFrom"]).iter().any(|e| e[env_from]["name"] == name)
-        });
-    in_volumes || pulls || in_containers
+    fn list(value: &Value) -> impl Iterator<Item = &Value> {
+        value.as_array().into_iter().flatten()
+    }
+    let mut names = Vec::new();
+    for v in list(&spec["volumes"]) {
+        names.push(&v[volume][volume_key]);
+        names.extend(list(&v["projected"]["sources"]).map(|source| &source[volume]["name"]));
+    }
+    if resource == "secrets" {
+        names.extend(list(&spec["imagePullSecrets"]).map(|secret| &secret["name"]));
+    }
+    for containers in ["containers", "initContainers", "ephemeralContainers"] {
+        for container in list(&spec[containers]) {
+            names.extend(list(&container["env"]).map(|e| &e["valueFrom"][env]["name"]));
+            names.extend(list(&container["envFrom"]).map(|e| &e[env_from]["name"]));
+        }
+    }
+    names
 }
 
 impl Authorizer for BuiltIn {

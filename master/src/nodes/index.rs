@@ -14,6 +14,8 @@ use wire::pod::SourceV1;
 pub(super) struct Index {
     pods: HashMap<ObjectKey, Pod>,
     nodes: HashMap<String, BTreeMap<ObjectKey, Uid>>,
+    /// Mirrors of static pods, by node.
+    mirrors: HashMap<String, BTreeSet<ObjectKey>>,
     /// Which pods name a ConfigMap or Secret, by namespace.
     users: HashMap<(String, SourceV1), HashSet<ObjectKey>>,
 }
@@ -39,6 +41,8 @@ impl Index {
     ) -> Result<Vec<String>, lower::LowerError> {
         let node = object.and_then(|object| object["spec"]["nodeName"].as_str()).unwrap_or("");
         let lowered = match object {
+            // The node has it from its own folder: it is shown, not sent.
+            Some(object) if meta::annotation(object, meta::MIRROR_ANNOTATION).is_some() => Ok(None),
             Some(object) if !node.is_empty() => lower::pod(object).map(Some),
             _ => Ok(None),
         };
@@ -63,6 +67,29 @@ impl Index {
             changed.dedup();
         }
         problem.map_or(Ok(changed), Err)
+    }
+
+    /// Takes a pod as it is now; the node whose mirrors are to be looked at for it.
+    pub(super) fn mirror(&mut self, key: &ObjectKey, object: Option<&Value>) -> Option<String> {
+        let is_mirror =
+            |object: &&Value| meta::annotation(object, meta::MIRROR_ANNOTATION).is_some();
+        if let Some(object) = object.filter(is_mirror) {
+            let node = object["spec"]["nodeName"].as_str().unwrap_or("").to_owned();
+            let is_new = self.mirrors.entry(node.clone()).or_default().insert(key.clone());
+            return (is_new || meta::is_terminating(object)).then_some(node);
+        }
+        let node = self.mirrors.iter().find(|(_, mirrors)| mirrors.contains(key))?.0.clone();
+        let mirrors = self.mirrors.get_mut(&node)?;
+        mirrors.remove(key);
+        if mirrors.is_empty() {
+            self.mirrors.remove(&node);
+        }
+        Some(node)
+    }
+
+    /// The mirrors of a node.
+    pub(super) fn mirrors_of(&self, node: &str) -> Vec<ObjectKey> {
+        self.mirrors.get(node).into_iter().flatten().cloned().collect()
     }
 
     fn insert(&mut self, key: &ObjectKey, node: &str, lowered: lower::LoweredPod) {
@@ -119,7 +146,7 @@ impl Index {
 
     /// Every pod, so that those a new list does not name can be removed.
     pub(super) fn keys(&self) -> impl Iterator<Item = &ObjectKey> {
-        self.pods.keys()
+        self.pods.keys().chain(self.mirrors.values().flatten())
     }
 }
 
@@ -132,9 +159,9 @@ pub(super) fn source_of(kind: &str, object_name: &str) -> SourceV1 {
     }
 }
 
-/// Whether a pod has the uid, as text in its metadata.
+/// Whether its node knows a pod by the uid.
 pub(super) fn has_uid(pod: &Value, uid: &Uid) -> bool {
-    lower::uid(meta::uid(pod)).is_ok_and(|other| other == *uid)
+    lower::uid(meta::uid_on_node(pod)).is_ok_and(|other| other == *uid)
 }
 
 #[cfg(test)]

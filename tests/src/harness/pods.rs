@@ -84,7 +84,7 @@ pub(crate) fn trouble(pod: &Value) -> (String, String) {
     (of(which, "reason"), of(which, "message"))
 }
 
-fn is_ready(pod: &Value) -> bool {
+pub(crate) fn is_ready(pod: &Value) -> bool {
     pod["status"]["phase"] == "Running"
         && condition(pod, "Ready") == "True"
         && pod["metadata"]["deletionTimestamp"].is_null()

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use store::{Expect, Write};
 
 use super::{Api, Target, Written};
+use crate::authorize;
 use crate::identity::Identity;
 use crate::object::{self, Encoded};
 use crate::options::WriteOptions;
@@ -101,6 +102,12 @@ pub(super) fn admit_node(
         {
             forbid(format!("node \"{node}\" is not allowed to modify labels"))
         }
+        ("", "Pod") if old.is_none() && target.subresource.is_empty() => {
+            match not_a_mirror(node, new) {
+                Some(problem) => forbid(problem),
+                None => Ok(()),
+            }
+        }
         ("", "Pod")
             if target.subresource == "status"
                 && old.is_some_and(|old| labels_changed(old, new)) =>
@@ -109,6 +116,23 @@ pub(super) fn admit_node(
         }
         _ => Ok(()),
     }
+}
+
+/// Why a node may not create this pod: it may only show static pods of its own,
+/// and by those it gets at nothing of the cluster.
+fn not_a_mirror(node: &str, pod: &Value) -> Option<String> {
+    if api::meta::annotation(pod, api::meta::MIRROR_ANNOTATION).is_none() {
+        return Some(format!("node \"{node}\" can only create mirror pods"));
+    }
+    if object::text(pod, &["spec", "nodeName"]) != node {
+        return Some(format!(
+            "node \"{node}\" can only create pods with spec.nodeName set to itself"
+        ));
+    }
+    ["secrets", "configmaps"]
+        .into_iter()
+        .find(|kind| authorize::refers_to_any(&pod["spec"], kind))
+        .map(|kind| format!("node \"{node}\" can not create pods that reference {kind}"))
 }
 
 fn labels_changed(old: &Value, new: &Value) -> bool {

@@ -156,7 +156,7 @@ impl Api {
         }
         target.namespace.clone_into(&mut request.namespace);
         target.name.clone_into(&mut request.pod);
-        object::meta(&pod, "uid").clone_into(&mut request.pod_uid);
+        api::meta::uid_on_node(&pod).clone_into(&mut request.pod_uid);
         let Some(logs) = self.inner.logs.get() else {
             return Err(Status::unavailable("logs are not available: no link to the nodes"));
         };

@@ -241,14 +241,10 @@ async fn look(folders: Folders, network: Arc<Network>, link: LinkHandle, mut inf
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let folders = folders.clone();
-        let mut findings = tokio::task::spawn_blocking(move || nodeinfo::findings(&folders))
+        let egress = network.masquerade_error();
+        let findings = tokio::task::spawn_blocking(move || nodeinfo::findings(&folders, egress))
             .await
             .expect("looking does not panic");
-        if let Some(error) = network.masquerade_error()
-            && !findings.iter().any(|(condition, _)| condition == "PodEgress")
-        {
-            findings.push(("PodEgress".to_owned(), error));
-        }
         if findings != info.findings {
             info.findings = findings;
             link.info_changed(info.clone()).await;

@@ -20,6 +20,9 @@ use serde::de::DeserializeOwned;
 
 const HEADER_BYTES: usize = 8 + 8 + 32;
 
+/// What the name of a file ends with that is being written.
+const TEMPORARY: &str = "tmp";
+
 /// What a file holds, in its first bytes.
 pub type Magic = [u8; 8];
 
@@ -69,7 +72,7 @@ pub fn write(
     let io =
         |operation| move |source| DurableError::Io { operation, path: path.to_owned(), source };
     let body = postcard::to_stdvec(value).expect("our own structs have a fixed postcard form");
-    let temporary = path.with_extension("tmp");
+    let temporary = path.with_extension(TEMPORARY);
     let mut file = OpenOptions::new()
         .write(true)
         .create(true)
@@ -147,6 +150,20 @@ pub fn remove(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
+}
+
+/// Removes what a writer that was killed has left beside its files in a folder.
+///
+/// # Errors
+/// The folder cannot be read or written.
+pub fn sweep(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|ending| ending == TEMPORARY) && path.is_file() {
+            remove(&path)?;
+        }
+    }
+    Ok(())
 }
 
 fn sync_folder(path: &Path) -> io::Result<()> {

@@ -362,10 +362,14 @@ fn resources(pod: &PodV1, container: &ContainerV1, capacity_bytes: u64) -> Resou
     }
 }
 
-/// Removes a pod's cgroup in every hierarchy.
+/// Removes a pod's cgroup in every hierarchy, and what is still in it: by now
+/// nothing of the pod may run, whoever was killed while starting it.
 pub(crate) fn remove_cgroup(cgroup: &str) -> Result<(), String> {
     runtime::cgroup::Hierarchies::detect()
-        .and_then(|hierarchies| hierarchies.remove(cgroup))
+        .and_then(|hierarchies| {
+            hierarchies.kill(cgroup);
+            hierarchies.remove(cgroup)
+        })
         .map_err(|error| format!("cannot remove the cgroup {cgroup}: {error}"))
 }
 

@@ -129,6 +129,7 @@ impl Results {
     /// It cannot be made.
     pub fn open(folder: &Path) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
+        durable::sweep(folder)?;
         Ok(Self { folder: folder.to_owned() })
     }
 

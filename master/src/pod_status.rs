@@ -156,6 +156,16 @@ fn conditions(old: &Value, report: &PodStatusV1, now: Timestamp) -> Vec<Value> {
         .iter()
         .map(|(kind, state)| condition(kind, state.as_ref().err(), find(kind), now))
         .collect();
+    if report.reason == "Evicted" && find("DisruptionTarget").is_none() {
+        conditions.push(json!({
+            "type": "DisruptionTarget",
+            "status": "True",
+            "lastProbeTime": null,
+            "lastTransitionTime": api::time::rfc3339(now),
+            "reason": "TerminationByKubelet",
+            "message": report.message,
+        }));
+    }
     let is_mine = |kind: &Value| mine.iter().any(|(mine, _)| kind == mine);
     conditions.extend(old.iter().filter(|condition| !is_mine(&condition["type"])).cloned());
     conditions
@@ -249,6 +259,18 @@ mod tests {
         assert_eq!(ready_of(&first), ("True", "", "1970-01-01T00:00:10Z"));
         let again = pod_status(&json!({"status": first}), &running, "10.0.0.1", at(99));
         assert_eq!(again, first);
+    }
+
+    #[test]
+    fn an_evicted_pod_is_marked_as_disrupted_once() {
+        let mut evicted = report(PhaseV1::Failed, StateV1::Running { started_ms: 2_000 }, false);
+        evicted.reason = "Evicted".to_owned();
+        evicted.message = "The node was low on resource: memory.".to_owned();
+        let first = pod_status(&json!({}), &evicted, "10.0.0.1", at(10));
+        let text = first["conditions"].to_string();
+        assert!(text.contains("TerminationByKubelet"), "{text}");
+        assert_eq!(first["reason"], "Evicted");
+        assert_eq!(pod_status(&json!({"status": first}), &evicted, "10.0.0.1", at(99)), first);
     }
 
     #[test]

@@ -20,6 +20,8 @@ mod identity;
 #[cfg(test)]
 mod interfaces;
 #[cfg(test)]
+mod kill_loop;
+#[cfg(test)]
 mod kubectl;
 // The API server's tests include the file as well, where `pub` is right.
 #[cfg(test)]

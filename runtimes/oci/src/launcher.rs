@@ -13,6 +13,7 @@ use libcontainer::syscall::syscall::SyscallType;
 use rustix::pipe::PipeFlags;
 
 use runtime::cgroup::Hierarchies;
+use runtime::dir::ContainerDir;
 use runtime::{ContainerSpec, LaunchError, Launcher, Pid, Workload, reason};
 
 use crate::executor::{Confined, Failure};
@@ -87,6 +88,9 @@ impl Launcher for OciLauncher {
             .map_err(|e| failed(spec, format!("cannot put it into its cgroup: {e}")))?;
         devices::enforce(&hierarchies, &spec.cgroup, &devices::DEFAULT)
             .map_err(|e| failed(spec, format!("cannot set its device rules: {e}")))?;
+        ContainerDir::new(dir)
+            .begin()
+            .map_err(|e| failed(spec, format!("cannot write its folder: {e}")))?;
         container.start().map_err(|error| failed(spec, chain(&error)))?;
         drop(mounts);
         match Failure::read(fs::File::from(report)) {

@@ -280,6 +280,24 @@ impl Hierarchies {
     }
 }
 
+impl Hierarchies {
+    /// Memory that the group holds and the kernel cannot take back at once, in
+    /// bytes: what the kubelet calls its working set. `None` without the controller.
+    #[must_use]
+    pub fn memory_used(&self, cgroup: &str) -> Option<u64> {
+        let folder = self.folder("memory", cgroup)?;
+        let (usage, inactive) = if self.v1_root("memory").is_some() {
+            ("memory.usage_in_bytes", "total_inactive_file ")
+        } else {
+            ("memory.current", "inactive_file ")
+        };
+        let used: u64 = fs::read_to_string(folder.join(usage)).ok()?.trim().parse().ok()?;
+        let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
+        let inactive = stat.lines().find_map(|line| line.strip_prefix(inactive)?.trim().parse().ok());
+        Some(used.saturating_sub(inactive.unwrap_or(0)))
+    }
+}
+
 /// A group's path below a hierarchy's root.
 fn relative(cgroup: &str) -> io::Result<&Path> {
     let bad = || {

@@ -19,6 +19,7 @@ pub mod cgroup;
 pub mod dir;
 pub mod fake;
 mod log;
+mod partial;
 mod process;
 pub mod shim;
 mod spec;

@@ -110,6 +110,20 @@ impl Agent {
         all
     }
 
+    /// The cgroups of the containers that run, as paths below a hierarchy's root.
+    pub(crate) fn cgroups_of_running(&self) -> std::collections::BTreeSet<String> {
+        let Ok(entries) = fs::read_dir(self.run_dir().join("containers")) else {
+            return std::collections::BTreeSet::new();
+        };
+        entries
+            .flatten()
+            .filter(|entry| running(&entry.path()).is_some())
+            .filter_map(|entry| fs::read(entry.path().join("config.json")).ok())
+            .filter_map(|bytes| serde_json::from_slice::<Value>(&bytes).ok())
+            .filter_map(|spec| Some(spec["cgroup"].as_str()?.to_owned()))
+            .collect()
+    }
+
     /// What a container's process sees as `path`.
     pub(crate) fn proc(&self, pod: &str, path: &str) -> String {
         let all = self.running();
@@ -168,7 +182,7 @@ impl Agent {
     }
 
     /// What is mounted below its folders.
-    fn mounts(&self) -> Vec<PathBuf> {
+    pub(crate) fn mounts(&self) -> Vec<PathBuf> {
         let below = [self.state_dir(), self.run_dir()];
         read_lossy(Path::new("/proc/self/mountinfo"))
             .lines()

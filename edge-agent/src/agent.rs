@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wire::node::NodeInfoV1;
 use wire::set::NodeConfigV1;
+use wire::status::EventV1;
 
 use crate::artifacts::{Artifacts, Connection, Dial};
 use crate::clock::Clock;
@@ -33,8 +34,9 @@ use crate::node::Node;
 use crate::pods::owner::{Configure, News, Owner};
 use crate::registries::{Registries, RegistrySettings};
 use crate::results::Results;
+use crate::seal::{Seal, SealError};
 use crate::streams::Streams;
-use crate::{nodeinfo, recover};
+use crate::{nodeinfo, pressure, recover};
 
 /// How long the parts may take to stop.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
@@ -56,6 +58,10 @@ pub struct Settings {
     pub node_name: Option<String>,
     /// How registries are reached.
     pub registries: RegistrySettings,
+    /// Where the key is that seals the set, if not beside the identity.
+    pub seal_key_file: Option<PathBuf>,
+    /// When pods are evicted.
+    pub pressure: pressure::decide::Config,
 }
 
 /// Why an agent does not start.
@@ -86,6 +92,9 @@ pub enum AgentError {
         #[source]
         source: io::Error,
     },
+    /// The set cannot be sealed.
+    #[error(transparent)]
+    Seal(#[from] SealError),
     /// The identity cannot be used for TLS.
     #[error(transparent)]
     Tls(#[from] link::tls::TlsError),
@@ -136,6 +145,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     let images = Registries::open(&folders.state.join("images"), settings.registries, artifacts)?;
     let results = Results::open(&folders.state.join("results"))
         .map_err(io_error("open the folder of results"))?;
+    let seal = Arc::new(Seal::open(&folders.state, settings.seal_key_file.as_deref())?);
     let facts = facts(&identity, &info);
     let hooks = Arc::new(Hooks::new(
         folders.clone(),
@@ -143,10 +153,11 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
         Arc::new(images),
         Arc::clone(&network) as Arc<_>,
         results,
+        Arc::clone(&seal),
         facts,
     ));
 
-    let set = recover::load_set(&folders);
+    let set = recover::load_set(&folders, &seal);
     let found = recover::find(&hooks, set.as_deref(), crate::clock::system());
     recover::adopt_addresses(&hooks, &network, &found);
     let tasks = TaskTracker::new();
@@ -161,11 +172,23 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     let (news_sender, news) = mpsc::channel(NEWS_MAX);
     let configure = configure(&network, identity.artifact_key);
     let (owner, board) = Owner::new(Arc::clone(&hooks), Clock::System, set, news_sender, configure);
+    let (hold_conditions, conditions) = tokio::sync::watch::channel(Vec::new());
+    let (node_events, events) = mpsc::channel(NEWS_MAX);
+    let outlets = pressure::Outlets {
+        evictor: owner.evictor(),
+        board: board.clone(),
+        events: node_events,
+        conditions: hold_conditions,
+    };
+    let watching =
+        pressure::run(folders.clone(), settings.pressure, Clock::System, outlets);
     let streams = Streams { logs: folders.state.join("logs"), board, dial: Arc::clone(&dialer) };
     tasks.spawn(driver);
     tasks.spawn(pass_on(news, link.clone()));
+    tasks.spawn(until(stop.clone(), pass_on_events(events, link.clone())));
+    tasks.spawn(until(stop.clone(), watching));
     tasks.spawn(until(stop.clone(), streams.run(outputs.commands)));
-    tasks.spawn(until(stop.clone(), look(folders.clone(), network, link, info)));
+    tasks.spawn(until(stop.clone(), look(folders.clone(), network, link, info, conditions)));
     tasks.spawn(owner.run(found, outputs.sets, stop.clone()));
     tasks.close();
     tracing::info!(node = identity.node, state_dir = %folders.state.display(), "ready");
@@ -236,15 +259,35 @@ async fn pass_on(mut news: mpsc::Receiver<News>, link: LinkHandle) {
     }
 }
 
-/// Looks again and again at what the board lacks, and says when that changes.
-async fn look(folders: Folders, network: Arc<Network>, link: LinkHandle, mut info: NodeInfoV1) {
+/// Passes on to the link what happens to the node itself.
+async fn pass_on_events(mut events: mpsc::Receiver<EventV1>, link: LinkHandle) {
+    while let Some(event) = events.recv().await {
+        link.event(event);
+    }
+}
+
+/// Looks again and again at what the board lacks or is short of, and says when
+/// that changes.
+async fn look(
+    folders: Folders,
+    network: Arc<Network>,
+    link: LinkHandle,
+    mut info: NodeInfoV1,
+    mut short: pressure::Conditions,
+) {
     loop {
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+            // The sender ends with the agent.
+            Ok(()) = short.changed() => {}
+        }
         let folders = folders.clone();
         let egress = network.masquerade_error();
-        let findings = tokio::task::spawn_blocking(move || nodeinfo::findings(&folders, egress))
-            .await
-            .expect("looking does not panic");
+        let mut findings =
+            tokio::task::spawn_blocking(move || nodeinfo::findings(&folders, egress))
+                .await
+                .expect("looking does not panic");
+        findings.extend(short.borrow_and_update().iter().cloned());
         if findings != info.findings {
             info.findings = findings;
             link.info_changed(info.clone()).await;

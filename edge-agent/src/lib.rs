@@ -18,6 +18,7 @@ pub mod recover;
 pub mod registries;
 pub mod results;
 pub mod sandbox;
+pub mod seal;
 pub mod set;
 pub mod streams;
 pub mod volumes;

@@ -10,6 +10,7 @@ use wire::node::NodeInfoV1;
 
 use crate::config::Folders;
 use crate::doctor;
+use crate::durable::{self, Keep};
 
 /// Most pods of a node, as the kubelet's default.
 const PODS_MAX: u32 = 110;
@@ -112,7 +113,8 @@ fn machine_id(folders: &Folders) -> io::Result<String> {
         return Ok(made);
     }
     let id = uuid::Uuid::new_v4().simple().to_string();
-    fs::write(&own, format!("{id}\n"))?;
+    durable::write_text(&own, &format!("{id}\n"), Keep::ThroughPowerLoss)
+        .map_err(|error| io::Error::other(crate::hooks::chain(&error)))?;
     Ok(id)
 }
 

@@ -18,6 +18,12 @@ pub(crate) fn pod_status(
 ) -> Value {
     let old = &pod["status"];
     let mut status = old.as_object().cloned().unwrap_or_default();
+    if matches!(old["phase"].as_str(), Some("Succeeded" | "Failed")) {
+        // How a pod ended stays as it was told first: its node may have lost that.
+        set_text(&mut status, "podIP", &report.pod_ip);
+        set_addresses(&mut status, "podIPs", &report.pod_ip);
+        return Value::Object(status);
+    }
     status.insert("phase".to_owned(), json!(phase(report.phase)));
     set_text(&mut status, "reason", &report.reason);
     set_text(&mut status, "message", &report.message);
@@ -271,6 +277,31 @@ mod tests {
         assert!(text.contains("TerminationByKubelet"), "{text}");
         assert_eq!(first["reason"], "Evicted");
         assert_eq!(pod_status(&json!({"status": first}), &evicted, "10.0.0.1", at(99)), first);
+    }
+
+    #[test]
+    fn how_a_pod_ended_is_not_told_anew() {
+        let end = TerminatedV1 {
+            exit_code: 0,
+            reason: "Completed".to_owned(),
+            message: String::new(),
+            started_ms: 1,
+            finished_ms: 2,
+            container_id: "web-0".to_owned(),
+        };
+        let ended = report(PhaseV1::Succeeded, StateV1::Terminated(end.clone()), false);
+        let first = pod_status(&json!({}), &ended, "10.0.0.1", at(10));
+        let lost = StateV1::Terminated(TerminatedV1 {
+            exit_code: 137,
+            reason: "ContainerStatusUnknown".to_owned(),
+            ..end
+        });
+        let mut again = report(PhaseV1::Failed, lost, false);
+        again.pod_ip = String::new();
+        let second = pod_status(&json!({"status": first}), &again, "10.0.0.1", at(20));
+        assert_eq!(second["phase"], "Succeeded");
+        assert_eq!(second["containerStatuses"], first["containerStatuses"]);
+        assert_eq!(second.get("podIP"), None);
     }
 
     #[test]

@@ -14,6 +14,8 @@ mod confinement;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]
+mod faults_node;
+#[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod identity;

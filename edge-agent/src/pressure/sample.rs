@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use runtime::cgroup::Hierarchies;
-use wire::pod::{PodV1, VolumeSourceV1};
+use wire::pod::VolumeSourceV1;
 
 use super::decide::{ContainerUse, Level, Levels, LocalUse, PodUse};
 use super::threshold::Signal;
@@ -92,7 +92,7 @@ impl Candidate {
             matches!(source, VolumeSourceV1::EmptyDir { memory: false, limit_bytes: 1.. })
         };
         self.kept.pod.volumes.iter().any(|volume| is_limited(&volume.source))
-            || self.kept.pod.containers.iter().any(|c| storage_limit(c) > 0)
+            || self.kept.pod.containers.iter().any(|c| c.resources.disk_limit_bytes > 0)
     }
 
     /// What the pod uses of what is short.
@@ -115,7 +115,7 @@ impl Candidate {
                         (u64::try_from(n).unwrap_or(u64::MAX), 0)
                     }
                     Signal::NodefsAvailable | Signal::ImagefsAvailable => {
-                        (self.container_disk(folders, &container.name).bytes, storage_request(container))
+                        (self.container_disk(folders, &container.name).bytes, container.resources.disk_request_bytes)
                     }
                     Signal::NodefsInodesFree | Signal::ImagefsInodesFree => {
                         (self.container_disk(folders, &container.name).entries, 0)
@@ -138,7 +138,7 @@ impl Candidate {
                 of_containers + self.volumes_disk(folders).entries
             }
         };
-        PodUse { uid: pod.uid, priority: priority(pod), used, containers }
+        PodUse { uid: pod.uid, priority: pod.priority, used, containers }
     }
 
     /// What the pod writes to the disk, against its limits.
@@ -155,7 +155,7 @@ impl Candidate {
         });
         let containers = pod.containers.iter().map(|container| {
             let used = self.container_disk(folders, &container.name).bytes;
-            (container.name.clone(), used, storage_limit(container))
+            (container.name.clone(), used, container.resources.disk_limit_bytes)
         });
         LocalUse { uid: pod.uid, volumes: volumes.collect(), containers: containers.collect() }
     }
@@ -241,18 +241,6 @@ fn measure(folder: &Path) -> Used {
         }
     }
     used
-}
-
-fn priority(_pod: &PodV1) -> i32 {
-    0
-}
-
-fn storage_limit(_container: &wire::pod::ContainerV1) -> u64 {
-    0
-}
-
-fn storage_request(_container: &wire::pod::ContainerV1) -> u64 {
-    0
 }
 
 #[cfg(test)]

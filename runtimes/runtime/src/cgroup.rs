@@ -200,6 +200,9 @@ impl Hierarchies {
             } else {
                 put(&folder, "memory.max", bytes)?;
                 let _ = put(&folder, "memory.swap.max", 0);
+                // All of it or none, as the kubelet asks: a server whose worker was
+                // killed would go on half. Kernels before 4.19 lack the file.
+                let _ = put(&folder, "memory.oom.group", 1);
             }
         }
         if let Some(folder) = self.folder("pids", cgroup).filter(|_| resources.pids_max > 0) {

@@ -256,6 +256,12 @@ impl ContainerDir {
         .then_some(running)
     }
 
+    /// Whether the container's process lives.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.live_process().is_some()
+    }
+
     /// What can be said of the container from its folder alone.
     #[must_use]
     pub fn observe(&self) -> Observed {

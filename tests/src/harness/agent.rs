@@ -19,6 +19,10 @@ use super::wait::until;
 pub(crate) struct Agent {
     pub(crate) name: String,
     pub(crate) number: u8,
+    /// Further flags of `run`.
+    pub(crate) flags: Vec<String>,
+    /// Variables that its process gets, and its shims do not.
+    pub(crate) variables: Vec<(String, String)>,
     dir: PathBuf,
     registry: Option<String>,
     process: Option<Process>,
@@ -38,7 +42,8 @@ impl Agent {
     pub(crate) fn new(dir: &Path, name: &str, number: u8, registry: Option<String>) -> Self {
         let dir = dir.join(name);
         fs::create_dir_all(&dir).expect("the folder is made");
-        Self { name: name.to_owned(), number, dir, registry, process: None }
+        let (flags, variables) = (Vec::new(), Vec::new());
+        Self { name: name.to_owned(), number, flags, variables, dir, registry, process: None }
     }
 
     pub(crate) fn state_dir(&self) -> PathBuf {
@@ -83,7 +88,13 @@ impl Agent {
         if let Some(registry) = &self.registry {
             command.args(["--insecure-registry", registry]);
         }
+        command.args(&self.flags).envs(self.variables.iter().cloned());
         self.process = Some(Process::start(&mut command, &self.log_file()));
+    }
+
+    /// Gives the board a disk of this size, for its state. Before it joins.
+    pub(crate) fn plug_in_disk(&self, mebibytes: u32) {
+        mount_disk(&self.state_dir(), mebibytes);
     }
 
     pub(crate) fn is_running(&mut self) -> bool {
@@ -251,6 +262,15 @@ fn running(folder: &Path) -> Option<Running> {
         pid,
         start_ticks,
     })
+}
+
+/// Mounts a tmpfs of this size, which is a disk that is soon full.
+pub(crate) fn mount_disk(folder: &Path, mebibytes: u32) {
+    fs::create_dir_all(folder).expect("the folder is made");
+    let options = format!("mode=700,size={mebibytes}m");
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some("tmpfs"), folder, Some("tmpfs"), flags, Some(options.as_str()))
+        .expect("the tests run as root");
 }
 
 fn folders_in(path: &Path) -> impl Iterator<Item = PathBuf> + use<> {

@@ -13,21 +13,19 @@
 
 pub mod decide;
 pub mod sample;
+mod stall;
 pub mod threshold;
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
 use std::time::Duration;
 
 use runtime::cgroup::Hierarchies;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use wire::Uid;
 use wire::status::EventV1;
 
 use self::decide::{Config, Memory, Short, choose, judge, over_limit};
 use self::sample::Candidate;
+use self::stall::{Stalls, stalled};
 use crate::clock::Clock;
 use crate::config::Folders;
 use crate::pods::Eviction;
@@ -41,8 +39,6 @@ const CALM_EVERY: Duration = Duration::from_secs(30);
 const CALM_EVERY_PSI: Duration = Duration::from_secs(60);
 /// Between two measurements of pods with limits on their disk.
 const LOCAL_EVERY: Duration = Duration::from_secs(60);
-/// Some task stalled for memory for 150 ms within 2 s.
-const PSI_TRIGGER: &[u8] = b"some 150000 2000000\0";
 
 /// The node's conditions that hold, as (condition, message).
 pub type Conditions = watch::Receiver<Vec<(String, String)>>;
@@ -168,34 +164,4 @@ fn is_gone(board: &Board, uid: &Uid) -> bool {
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.expect("looking does not panic")
-}
-
-/// The kernel's word that tasks wait for memory (PSI).
-#[derive(Debug)]
-struct Stalls {
-    file: AsyncFd<File>,
-}
-
-impl Stalls {
-    /// `None` where the kernel has no PSI, or it is off (`psi=0`).
-    fn open() -> Option<Self> {
-        let open = || -> io::Result<Self> {
-            let mut file = OpenOptions::new().read(true).write(true).open("/proc/pressure/memory")?;
-            file.write_all(PSI_TRIGGER)?;
-            Ok(Self { file: AsyncFd::with_interest(file, Interest::PRIORITY)? })
-        };
-        open().ok()
-    }
-}
-
-/// Returns when memory stalls; never where nobody says so.
-async fn stalled(stalls: &mut Option<Stalls>) {
-    let Some(Stalls { file }) = stalls else { return std::future::pending().await };
-    match file.ready(Interest::PRIORITY).await {
-        Ok(mut guard) => guard.clear_ready(),
-        Err(error) => {
-            tracing::debug!(%error, "the kernel's pressure cannot be waited for");
-            *stalls = None;
-        }
-    }
 }

@@ -27,7 +27,6 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
-use rustix::process::{Flock, FlockType};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -242,10 +241,7 @@ impl ContainerDir {
     #[must_use]
     pub fn shim(&self) -> Option<i32> {
         let file = File::open(self.file("shim.lock")).ok()?;
-        let wanted = Flock::from(FlockType::WriteLock);
-        let held = rustix::process::fcntl_getlk(&file, &wanted).ok()??;
-        // -1 for a lock that belongs to a descriptor: the agent removes the folder.
-        Some(held.pid?.as_raw_nonzero().get()).filter(|pid| *pid > 1)
+        process::lock_holder(&file).ok()?
     }
 
     /// Whether the container's process lives, shim or not.

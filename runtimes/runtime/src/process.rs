@@ -129,6 +129,23 @@ pub(crate) fn lock_descriptor(file: &fs::File) -> io::Result<bool> {
     }
 }
 
+/// The process that holds a record lock on a file; `None` for nobody, and for a
+/// lock that belongs to a descriptor.
+pub(crate) fn lock_holder(file: &fs::File) -> io::Result<Option<i32>> {
+    // SAFETY: all of `flock` is plain data, for which zero is a value.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::F_WRLCK as _;
+    lock.l_whence = libc::SEEK_SET as _;
+    // SAFETY: the descriptor is open, and `lock` is writable and of the type the call fills.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETLK, &raw mut lock) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let is_held = lock.l_type != libc::F_UNLCK as libc::c_short;
+    // -1 where a descriptor holds it.
+    Ok(Some(lock.l_pid).filter(|pid| is_held && *pid > 1))
+}
+
 /// Whether the process of a pidfd has ended.
 pub(crate) fn has_ended(pidfd: &OwnedFd) -> bool {
     wait_for(pidfd, PollFlags::IN, 0)

@@ -65,7 +65,7 @@ fn containers(agent: &Agent, pods: &[Value], wrong: &mut Vec<String>) {
             wrong.push(format!("{container:?} runs and should not"));
         }
     }
-    for container in wanted.iter().filter(|container| !found.contains_key(container)) {
+    for container in wanted.iter().filter(|container| !found.contains_key(*container)) {
         wrong.push(format!("{container:?} should run and does not"));
     }
     let n_folders = entries(&agent.run_dir().join("containers")).len();

@@ -114,7 +114,8 @@ async fn evict(
     })
     .await;
     let Some((uid, eviction)) = choose(short, &pods) else {
-        tracing::warn!(signal = short.signal.name(), "too little is left, and no pod can go");
+        // Its condition says so to everybody; here it would be a line every 10 s.
+        tracing::debug!(signal = short.signal.name(), "too little is left, and no pod can go");
         return;
     };
     let message = format!("Attempting to reclaim {}", short.signal.resource());

@@ -249,7 +249,6 @@ fn an_agent_whose_disk_is_full_says_so_and_goes_on_when_there_is_room() {
     world.registry().push_busybox("shell:1", &[]);
     let at = world.add_board("node-1");
     world.agents[at].plug_in_disk(64);
-    world.agents[at].flags.push(NO_PRESSURE.to_owned());
     let token = world.token();
     world.agents[at].join(&world.network, &token).ok();
     world.start_agent(at);
@@ -324,7 +323,7 @@ fn a_full_disk_is_a_condition_a_taint_and_the_end_of_the_pod_that_filled_it() {
     let at = world.add_board("node-1");
     world.agents[at].plug_in_disk(200);
     let flags = ["--eviction-hard=nodefs.available<40%", "--eviction-pressure-transition-period=2"];
-    world.agents[at].flags.extend(flags.map(ToOwned::to_owned));
+    world.agents[at].flags = flags.map(ToOwned::to_owned).into();
     let token = world.token();
     world.agents[at].join(&world.network, &token).ok();
     world.start_agent(at);
@@ -396,11 +395,7 @@ fn too_little_memory_keeps_best_effort_pods_away_and_ends_the_hungriest() {
 
 #[test]
 fn a_pod_that_writes_more_than_it_may_is_evicted() {
-    let mut world = World::with_nodes(1);
-    world.agents[0].kill();
-    world.agents[0].flags = vec![NO_PRESSURE.to_owned()];
-    world.start_agent(0);
-    world.node_becomes_ready("node-1");
+    let world = World::with_nodes(1);
     world.registry().push_busybox("shell:1", &[]);
     let image = world.registry().image("shell:1");
     let writes = |name: &str, to: &str| {

@@ -42,7 +42,9 @@ impl Agent {
     pub(crate) fn new(dir: &Path, name: &str, number: u8, registry: Option<String>) -> Self {
         let dir = dir.join(name);
         fs::create_dir_all(&dir).expect("the folder is made");
-        let (flags, variables) = (Vec::new(), Vec::new());
+        // What is left on the machine that runs the tests is not what they are about.
+        let flags = vec!["--eviction-hard=memory.available<1Mi".to_owned()];
+        let variables = Vec::new();
         Self { name: name.to_owned(), number, flags, variables, dir, registry, process: None }
     }
 

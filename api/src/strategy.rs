@@ -161,6 +161,13 @@ fn new_pod(pod: &mut Value) {
         *list = json!([]);
     }
     let Some(list) = list.as_array_mut() else { return };
+    // A pod that says what it needs may go to a node that is short of memory.
+    let memory = json!({
+        "key": "node.kubernetes.io/memory-pressure", "operator": "Exists", "effect": "NoSchedule",
+    });
+    if class != "BestEffort" && !list.contains(&memory) {
+        list.push(memory);
+    }
     for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
         let covers = |value: &Value| {
             crate::view::read::<Toleration>(value).is_ok_and(|toleration| {
@@ -256,7 +263,18 @@ mod tests {
         assert_eq!(pod["spec"]["serviceAccountName"], "default");
         let keys: Vec<_> =
             pod["spec"]["tolerations"].as_array().unwrap().iter().map(|t| &t["key"]).collect();
-        assert_eq!(keys, ["node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready"]);
+        assert_eq!(
+            keys,
+            [
+                "node.kubernetes.io/unreachable",
+                "node.kubernetes.io/memory-pressure",
+                "node.kubernetes.io/not-ready"
+            ]
+        );
+        let mut pod = json!({"metadata": {"name": "a"}, "spec": {"containers": [{"name": "c"}]}});
+        prepare_for_create(pods, &mut pod, "u1", at(0));
+        let text = pod["spec"]["tolerations"].to_string();
+        assert!(!text.contains("pressure"), "best effort: {text}");
     }
 
     #[test]

@@ -265,7 +265,9 @@ impl World {
             .arg(state_dir(&self.name, board))
             .arg("--run-dir")
             .arg(&run_dir)
-            .args(["--node-name", board, "--insecure-registry", REGISTRY]);
+            .args(["--node-name", board, "--insecure-registry", REGISTRY])
+            // What is left on this machine's disk is not what is measured.
+            .args(["--eviction-hard", "memory.available<1Mi"]);
         // `nsenter` becomes the agent, so the process is the agent's.
         let child = self.spawn(board, &mut command)?;
         let found = self.boards.iter_mut().find(|one| one.name == board);

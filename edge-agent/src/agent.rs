@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wire::node::NodeInfoV1;
 use wire::set::NodeConfigV1;
+use wire::status::EventV1;
 
 use crate::artifacts::{Artifacts, Connection, Dial};
 use crate::clock::Clock;
@@ -34,8 +35,9 @@ use crate::node::Node;
 use crate::pods::owner::{Configure, News, Owner, local_pods};
 use crate::registries::{Registries, RegistrySettings};
 use crate::results::Results;
+use crate::seal::{Seal, SealError};
 use crate::streams::Streams;
-use crate::{nodeinfo, recover};
+use crate::{nodeinfo, pressure, recover};
 
 /// How long the parts may take to stop.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
@@ -59,6 +61,10 @@ pub struct Settings {
     pub manifests: PathBuf,
     /// How registries are reached.
     pub registries: RegistrySettings,
+    /// Where the key is that seals the set, if not beside the identity.
+    pub seal_key_file: Option<PathBuf>,
+    /// When pods are evicted.
+    pub pressure: pressure::decide::Config,
 }
 
 /// Why an agent does not start.
@@ -89,6 +95,9 @@ pub enum AgentError {
         #[source]
         source: io::Error,
     },
+    /// The set cannot be sealed.
+    #[error(transparent)]
+    Seal(#[from] SealError),
     /// The identity cannot be used for TLS.
     #[error(transparent)]
     Tls(#[from] link::tls::TlsError),
@@ -139,6 +148,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     let images = Registries::open(&folders.state.join("images"), settings.registries, artifacts)?;
     let results = Results::open(&folders.state.join("results"))
         .map_err(io_error("open the folder of results"))?;
+    let seal = Arc::new(Seal::open(&folders.state, settings.seal_key_file.as_deref())?);
     let facts = facts(&identity, &info);
     let hooks = Arc::new(Hooks::new(
         folders.clone(),
@@ -146,10 +156,11 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
         Arc::new(images),
         Arc::clone(&network) as Arc<_>,
         results,
+        Arc::clone(&seal),
         facts,
     ));
 
-    let set = recover::load_set(&folders);
+    let set = recover::load_set(&folders, &seal);
     let manifests = manifests::read(&settings.manifests, &identity.node);
     for problem in &manifests.problems {
         tracing::warn!("static pod not run: {problem}");
@@ -169,14 +180,26 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     let (news_sender, news) = mpsc::channel(NEWS_MAX);
     let configure = configure(&network, identity.artifact_key);
     let (owner, board) = Owner::new(Arc::clone(&hooks), Clock::System, set, news_sender, configure);
+    let (hold_conditions, conditions) = tokio::sync::watch::channel(Vec::new());
+    let (node_events, events) = mpsc::channel(NEWS_MAX);
+    let outlets = pressure::Outlets {
+        evictor: owner.evictor(),
+        board: board.clone(),
+        events: node_events,
+        conditions: hold_conditions,
+    };
+    let watching =
+        pressure::run(folders.clone(), settings.pressure, Clock::System, outlets);
     let streams = Streams { logs: folders.state.join("logs"), board, dial: Arc::clone(&dialer) };
     tasks.spawn(driver);
     tasks.spawn(pass_on(news, link.clone()));
+    tasks.spawn(until(stop.clone(), pass_on_events(events, link.clone())));
+    tasks.spawn(until(stop.clone(), watching));
     tasks.spawn(until(stop.clone(), streams.run(outputs.commands)));
     let (manifests_to, manifests) = watch::channel(Arc::new(manifests));
-    let watching = manifests::watch(settings.manifests, identity.node.clone(), manifests_to);
-    tasks.spawn(until(stop.clone(), watching));
-    let looking = look(folders.clone(), network, link, info, manifests.clone());
+    let folder_watch = manifests::watch(settings.manifests, identity.node.clone(), manifests_to);
+    tasks.spawn(until(stop.clone(), folder_watch));
+    let looking = look(folders.clone(), network, link, info, conditions, manifests.clone());
     tasks.spawn(until(stop.clone(), looking));
     tasks.spawn(owner.run(found, outputs.sets, manifests, stop.clone()));
     tasks.close();
@@ -248,30 +271,39 @@ async fn pass_on(mut news: mpsc::Receiver<News>, link: LinkHandle) {
     }
 }
 
-/// Looks again and again at what the board lacks, and says when that changes.
+/// Passes on to the link what happens to the node itself.
+async fn pass_on_events(mut events: mpsc::Receiver<EventV1>, link: LinkHandle) {
+    while let Some(event) = events.recv().await {
+        link.event(event);
+    }
+}
+
+/// Looks again and again at what the board lacks or is short of, and says when
+/// that changes.
 async fn look(
     folders: Folders,
     network: Arc<Network>,
     link: LinkHandle,
     mut info: NodeInfoV1,
+    mut short: pressure::Conditions,
     mut manifests: watch::Receiver<Arc<Manifests>>,
 ) {
     manifests.mark_changed();
     loop {
         tokio::select! {
             () = tokio::time::sleep(LOOK_EVERY) => {}
+            // The senders end with the agent.
+            Ok(()) = short.changed() => {}
             Ok(()) = manifests.changed() => {}
         }
         let own = Arc::clone(&manifests.borrow_and_update());
         let folders = folders.clone();
-        let mut findings = tokio::task::spawn_blocking(move || nodeinfo::findings(&folders))
-            .await
-            .expect("looking does not panic");
-        if let Some(error) = network.masquerade_error()
-            && !findings.iter().any(|(condition, _)| condition == "PodEgress")
-        {
-            findings.push(("PodEgress".to_owned(), error));
-        }
+        let egress = network.masquerade_error();
+        let mut findings =
+            tokio::task::spawn_blocking(move || nodeinfo::findings(&folders, egress))
+                .await
+                .expect("looking does not panic");
+        findings.extend(short.borrow_and_update().iter().cloned());
         if !own.problems.is_empty() {
             findings.push(("StaticPods".to_owned(), own.problems.join("; ")));
         }

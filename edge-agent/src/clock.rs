@@ -2,7 +2,10 @@
 //!
 //! A board may boot in 1970 and jump ten years an hour later. So every wait,
 //! back-off and deadline is measured on [`Now::mono`], which only grows, and
-//! [`Now::wall_ms`] is written into statuses and never compared.
+//! [`Now::wall_ms`] is written into statuses and never compared. Where a
+//! certificate has to be judged by some time, the clock is believed only while
+//! the kernel says that something keeps it right ([`is_synchronised`]).
+#![allow(unsafe_code)]
 
 use std::time::Duration;
 
@@ -37,6 +40,18 @@ impl Clock {
             }
         }
     }
+}
+
+/// Whether the wall clock is kept right by NTP, PTP or GPS: the kernel's own word,
+/// which `timedatectl` shows as "System clock synchronized".
+#[must_use]
+pub fn is_synchronised() -> bool {
+    // SAFETY: all of `timex` is plain data, for which zero is a value; no mode
+    // bits mean that nothing is set.
+    let mut clock: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: `clock` is writable and of the type the call fills.
+    let state = unsafe { libc::adjtimex(&raw mut clock) };
+    state >= 0 && state != libc::TIME_ERROR && clock.status & libc::STA_UNSYNC == 0
 }
 
 /// The machine's clocks.

@@ -9,6 +9,22 @@
 //!
 //! A file that does not read back is as good as missing: the caller asks the
 //! master again. Every file is 0600, for some hold Secrets.
+//!
+//! Every file that the agent trusts, and what follows where it is damaged or gone:
+//!
+//! | file | written by | damaged or missing |
+//! | --- | --- | --- |
+//! | `state/set` | [`write_sealed`] | what runs goes on; the master sends it again; after a cold boot nothing starts before that |
+//! | `state/results/<uid>` | [`write`] | said; the master, who has the pod's status, does not send a finished pod as live |
+//! | `state/identity/*` | beside and renamed | the agent does not start, and names the file: join again. Pods go on |
+//! | `state/identity/seal.key` | beside and renamed | another is made; as a damaged set |
+//! | `state/machine-id` | [`write_text`] | made anew, where the system has none |
+//! | `state/images/**` | `image::store`, checked by digest | pulled again |
+//! | `state/artifacts/**` | `artifacts`, checked by SHA-256 at every start of a guest | fetched again |
+//! | `state/logs/**` | shims, appended | lines are lost; counts of restarts follow from the names |
+//! | `run/boot` | [`write_text`] | the run folder is emptied as after a boot, unless something runs |
+//! | `run/pods/<uid>/state` | [`write`] | rebuilt from `run/containers` |
+//! | `run/containers/<id>/*` | `runtime::dir`, beside and renamed | the run is over, its end unknown |
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -18,7 +34,12 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::seal::Seal;
+
 const HEADER_BYTES: usize = 8 + 8 + 32;
+
+/// What the name of a file ends with that is being written.
+const TEMPORARY: &str = "tmp";
 
 /// What a file holds, in its first bytes.
 pub type Magic = [u8; 8];
@@ -66,23 +87,54 @@ pub fn write(
     value: &impl Serialize,
     keep: Keep,
 ) -> Result<(), DurableError> {
+    let body = postcard::to_stdvec(value).expect("our own structs have a fixed postcard form");
+    write_body(path, magic, &body, keep)
+}
+
+/// The same, and nobody reads it without the key.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_sealed(
+    path: &Path,
+    magic: Magic,
+    value: &impl Serialize,
+    keep: Keep,
+    seal: &Seal,
+) -> Result<(), DurableError> {
+    let body = postcard::to_stdvec(value).expect("our own structs have a fixed postcard form");
+    write_body(path, magic, &seal.seal(&magic, body), keep)
+}
+
+/// Replaces a small file that is plain text, for others to read.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_text(path: &Path, text: &str, keep: Keep) -> Result<(), DurableError> {
+    replace(path, text.as_bytes(), 0o644, keep)
+}
+
+fn write_body(path: &Path, magic: Magic, body: &[u8], keep: Keep) -> Result<(), DurableError> {
+    let mut bytes = Vec::with_capacity(HEADER_BYTES + body.len());
+    bytes.extend_from_slice(&magic);
+    bytes.extend_from_slice(&(body.len() as u64).to_le_bytes());
+    bytes.extend_from_slice(sha256(body).as_ref());
+    bytes.extend_from_slice(body);
+    replace(path, &bytes, 0o600, keep)
+}
+
+fn replace(path: &Path, bytes: &[u8], mode: u32, keep: Keep) -> Result<(), DurableError> {
     let io =
         |operation| move |source| DurableError::Io { operation, path: path.to_owned(), source };
-    let body = postcard::to_stdvec(value).expect("our own structs have a fixed postcard form");
-    let temporary = path.with_extension("tmp");
+    let temporary = path.with_extension(TEMPORARY);
     let mut file = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
-        .mode(0o600)
+        .mode(mode)
         .open(&temporary)
         .map_err(io("create"))?;
-    let mut bytes = Vec::with_capacity(HEADER_BYTES + body.len());
-    bytes.extend_from_slice(&magic);
-    bytes.extend_from_slice(&(body.len() as u64).to_le_bytes());
-    bytes.extend_from_slice(sha256(&body).as_ref());
-    bytes.extend_from_slice(&body);
-    let written = file.write_all(&bytes).and_then(|()| match keep {
+    let written = file.write_all(bytes).and_then(|()| match keep {
         Keep::ThroughPowerLoss => file.sync_all(),
         Keep::ThroughRestart => Ok(()),
     });
@@ -107,6 +159,29 @@ pub fn read<T: DeserializeOwned>(
     magic: Magic,
     bytes_max: u64,
 ) -> Result<Option<T>, DurableError> {
+    let Some(bytes) = read_bytes(path, bytes_max)? else { return Ok(None) };
+    let read = body(&bytes, magic).and_then(decode);
+    read.map(Some).map_err(|why| DurableError::Damaged { path: path.into(), why })
+}
+
+/// Reads what [`write_sealed`] wrote.
+///
+/// # Errors
+/// It cannot be read, is damaged, or was sealed with another key.
+pub fn read_sealed<T: DeserializeOwned>(
+    path: &Path,
+    magic: Magic,
+    bytes_max: u64,
+    seal: &Seal,
+) -> Result<Option<T>, DurableError> {
+    let Some(bytes) = read_bytes(path, bytes_max)? else { return Ok(None) };
+    let read = body(&bytes, magic)
+        .and_then(|body| seal.unseal(&magic, body).ok_or("it was sealed with another key"))
+        .and_then(|body| decode(&body));
+    read.map(Some).map_err(|why| DurableError::Damaged { path: path.into(), why })
+}
+
+fn read_bytes(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, DurableError> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -120,10 +195,14 @@ pub fn read<T: DeserializeOwned>(
         path: path.to_owned(),
         source,
     })?;
-    decode(&bytes, magic).map(Some).map_err(|why| DurableError::Damaged { path: path.into(), why })
+    Ok(Some(bytes))
 }
 
-fn decode<T: DeserializeOwned>(bytes: &[u8], magic: Magic) -> Result<T, &'static str> {
+fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, &'static str> {
+    postcard::from_bytes(body).map_err(|_| "its content does not decode")
+}
+
+fn body(bytes: &[u8], magic: Magic) -> Result<&[u8], &'static str> {
     let (header, body) = bytes.split_at_checked(HEADER_BYTES).ok_or("it is too short")?;
     if header[..8] != magic {
         return Err("it is another kind or version of file");
@@ -135,7 +214,7 @@ fn decode<T: DeserializeOwned>(bytes: &[u8], magic: Magic) -> Result<T, &'static
     if &header[16..] != sha256(body).as_ref() {
         return Err("its checksum does not match");
     }
-    postcard::from_bytes(body).map_err(|_| "its content does not decode")
+    Ok(body)
 }
 
 /// Removes a file; one that is gone is fine.
@@ -147,6 +226,20 @@ pub fn remove(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
+}
+
+/// Removes what a writer that was killed has left beside its files in a folder.
+///
+/// # Errors
+/// The folder cannot be read or written.
+pub fn sweep(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|ending| ending == TEMPORARY) && path.is_file() {
+            remove(&path)?;
+        }
+    }
+    Ok(())
 }
 
 fn sync_folder(path: &Path) -> io::Result<()> {

@@ -20,6 +20,7 @@ use crate::images::{ImageContent, ImageRequest, Images, Progress, ReadyImage};
 use crate::pods::{Desired, Outcome, PodState, Signal, Step};
 use crate::results::{Record, Results};
 use crate::sandbox::{self, PodNetwork};
+use crate::seal::Seal;
 use crate::{id, logs, volumes};
 
 /// Steps of all pods that work at the same time. Pulls have a bound of their own.
@@ -40,6 +41,8 @@ pub struct Hooks {
     pub network: Arc<dyn PodNetwork>,
     /// Keeps how pods ended.
     pub results: Results,
+    /// Seals what holds Secrets before it goes to the disk.
+    pub seal: Arc<Seal>,
     /// What containers can learn about the node.
     pub node: RwLock<Facts>,
     /// Bounds the work at one time.
@@ -87,10 +90,12 @@ impl Hooks {
         images: Arc<dyn Images>,
         network: Arc<dyn PodNetwork>,
         results: Results,
+        seal: Arc<Seal>,
         node: Facts,
     ) -> Self {
         let working = Semaphore::new(WORKING_MAX);
-        Self { folders, runtime, images, network, results, node: RwLock::new(node), working }
+        let node = RwLock::new(node);
+        Self { folders, runtime, images, network, results, seal, node, working }
     }
 
     /// The folders of a pod.
@@ -362,10 +367,14 @@ fn resources(pod: &PodV1, container: &ContainerV1, capacity_bytes: u64) -> Resou
     }
 }
 
-/// Removes a pod's cgroup in every hierarchy.
+/// Removes a pod's cgroup in every hierarchy, and what is still in it: by now
+/// nothing of the pod may run, whoever was killed while starting it.
 pub(crate) fn remove_cgroup(cgroup: &str) -> Result<(), String> {
     runtime::cgroup::Hierarchies::detect()
-        .and_then(|hierarchies| hierarchies.remove(cgroup))
+        .and_then(|hierarchies| {
+            hierarchies.kill(cgroup);
+            hierarchies.remove(cgroup)
+        })
         .map_err(|error| format!("cannot remove the cgroup {cgroup}: {error}"))
 }
 

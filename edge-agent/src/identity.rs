@@ -8,7 +8,11 @@
 //! | `ca.pem` | the CAs that may sign the master's certificate |
 //! | `node.json` | name, endpoints, artifact key, labels |
 //!
-//! The folder appears whole or not at all: it is written beside and renamed.
+//! | `seal.key` (0600) | what seals the set, see [`crate::seal`] |
+//!
+//! The folder appears whole or not at all: it is written beside and renamed. A
+//! renewed identity changes places with the old one in one step, and takes the
+//! key of the seal along.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -163,6 +167,35 @@ impl Identity {
     pub fn store(&self, state_dir: &Path) -> Result<(), IdentityError> {
         make_folder(state_dir)?;
         let folder = state_dir.join(FOLDER);
+        let beside = self.write_beside(state_dir)?;
+        fs::rename(&beside, &folder).map_err(io_error("rename to", &folder))?;
+        sync_folder(state_dir)
+    }
+
+    /// Puts a renewed identity in the place of the old one, in one step. What the
+    /// node has sealed stays readable.
+    ///
+    /// # Errors
+    /// Where the folder cannot be written; the old identity is still there then.
+    pub fn replace(&self, state_dir: &Path) -> Result<(), IdentityError> {
+        let folder = state_dir.join(FOLDER);
+        let beside = self.write_beside(state_dir)?;
+        let seal = folder.join(crate::seal::KEY_FILE);
+        if seal.exists() {
+            write_secret(&beside.join(crate::seal::KEY_FILE), &read(&seal)?)?;
+            sync_folder(&beside)?;
+        }
+        let exchange = rustix::fs::RenameFlags::EXCHANGE;
+        let here = rustix::fs::CWD;
+        rustix::fs::renameat_with(here, &beside, here, &folder, exchange)
+            .map_err(io::Error::from)
+            .map_err(io_error("change places with", &folder))?;
+        sync_folder(state_dir)?;
+        // The old one, with a key that is of no use any more.
+        fs::remove_dir_all(&beside).map_err(io_error("remove", &beside))
+    }
+
+    fn write_beside(&self, state_dir: &Path) -> Result<PathBuf, IdentityError> {
         let beside = state_dir.join(format!("{FOLDER}.new"));
         if let Err(source) = fs::remove_dir_all(&beside)
             && source.kind() != io::ErrorKind::NotFound
@@ -186,8 +219,7 @@ impl Identity {
         write(&beside.join("ca.pem"), cas.as_bytes())?;
         write(&beside.join("node.json"), &node)?;
         sync_folder(&beside)?;
-        fs::rename(&beside, &folder).map_err(io_error("rename to", &folder))?;
-        sync_folder(state_dir)
+        Ok(beside)
     }
 }
 
@@ -322,6 +354,22 @@ mod tests {
         assert!(matches!(Identity::load(dir.path()), Err(IdentityError::Missing { .. })));
         identity().store(dir.path()).unwrap();
         Identity::load(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_renewed_identity_replaces_the_old_one_and_opens_what_it_sealed() {
+        let dir = tempfile::tempdir().unwrap();
+        identity().store(dir.path()).unwrap();
+        let sealed = crate::seal::Seal::open(dir.path(), None).unwrap().seal(b"k", vec![1, 2]);
+        let renewed = identity();
+        // An earlier attempt was killed half-way.
+        fs::create_dir(dir.path().join("identity.new")).unwrap();
+        renewed.replace(dir.path()).unwrap();
+        let loaded = Identity::load(dir.path()).unwrap();
+        assert_eq!(loaded.key.secret_der(), renewed.key.secret_der());
+        let seal = crate::seal::Seal::open(dir.path(), None).unwrap();
+        assert_eq!(seal.unseal(b"k", &sealed), Some(vec![1, 2]));
+        assert!(!dir.path().join("identity.new").exists());
     }
 
     #[test]

@@ -9,7 +9,8 @@ use std::path::Path;
 use wire::node::NodeInfoV1;
 
 use crate::config::Folders;
-use crate::volumes::is_tmpfs;
+use crate::doctor;
+use crate::durable::{self, Keep};
 
 /// Most pods of a node, as the kubelet's default.
 const PODS_MAX: u32 = 110;
@@ -38,76 +39,23 @@ pub fn read(folders: &Folders, labels: Vec<(String, String)>) -> io::Result<Node
         memory_bytes: memory_bytes(&fs::read_to_string("/proc/meminfo").unwrap_or_default()),
         disk_bytes: disk_bytes(&folders.state),
         pods_max: PODS_MAX,
-        oci: has_overlay(),
+        oci: doctor::has_overlay(&text(uname.release())),
         wasm: wasm::engine::local(),
         board: String::new(),
-        findings: findings(folders),
+        findings: findings(folders, None),
         labels,
         static_pods: Vec::new(),
         ext: Vec::new(),
     })
 }
 
-/// What is missing or wrong on the board.
+/// What is missing or wrong on the board: what [`doctor`] says, as conditions.
+/// `egress_error` is why pods have no way out, where the agent has seen that.
 #[must_use]
-pub fn findings(folders: &Folders) -> Vec<Finding> {
-    let mut all = Vec::new();
-    let mut find = |condition: &str, message: String| all.push((condition.to_owned(), message));
-    match runtime::cgroup::Hierarchies::detect() {
-        Ok(hierarchies) => {
-            let support = hierarchies.support();
-            if !support.memory {
-                find(
-                    "MemoryLimits",
-                    "the memory cgroup controller is off: memory limits do not hold; add \
-                     cgroup_enable=memory to the kernel's command line (Raspberry Pi OS: \
-                     /boot/firmware/cmdline.txt) and reboot"
-                        .to_owned(),
-                );
-            }
-            if !support.cpu {
-                find(
-                    "CpuLimits",
-                    "the cpu cgroup controller is off: cpu limits do not hold".into(),
-                );
-            }
-            if !support.pids {
-                find(
-                    "PidLimits",
-                    "the pids cgroup controller is off: process limits do not hold".into(),
-                );
-            }
-        }
-        Err(error) => find(
-            "Cgroups",
-            format!("cgroups cannot be used: {error}; mount cgroup2 at /sys/fs/cgroup"),
-        ),
-    }
-    if !has_overlay() {
-        find(
-            "Overlay",
-            "the kernel has no overlayfs: OCI containers cannot run; load it with modprobe overlay"
-                .to_owned(),
-        );
-    }
-    if crate::network::nft_is_missing() {
-        find(
-            "PodEgress",
-            "nft is not installed: pods reach nothing beyond this node; install the package nftables"
-                .to_owned(),
-        );
-    }
-    if !is_tmpfs(&folders.run) {
-        find(
-            "RunFolder",
-            format!(
-                "{} is not on tmpfs: what containers are started with, Secrets in variables \
-                 included, is written to the disk; mount a tmpfs there",
-                folders.run.display()
-            ),
-        );
-    }
-    all
+pub fn findings(folders: &Folders, egress_error: Option<String>) -> Vec<Finding> {
+    let mut facts = doctor::Facts::local(&folders.state, &folders.run);
+    facts.egress_error = egress_error;
+    doctor::conditions(&facts)
 }
 
 /// The node's address as seen towards `endpoint`, without sending anything.
@@ -166,7 +114,8 @@ fn machine_id(folders: &Folders) -> io::Result<String> {
         return Ok(made);
     }
     let id = uuid::Uuid::new_v4().simple().to_string();
-    fs::write(&own, format!("{id}\n"))?;
+    durable::write_text(&own, &format!("{id}\n"), Keep::ThroughPowerLoss)
+        .map_err(|error| io::Error::other(crate::hooks::chain(&error)))?;
     Ok(id)
 }
 
@@ -190,17 +139,6 @@ fn memory_bytes(meminfo: &str) -> u64 {
 
 fn disk_bytes(folder: &Path) -> u64 {
     rustix::fs::statvfs(folder).map_or(0, |info| info.f_blocks.saturating_mul(info.f_frsize))
-}
-
-fn has_overlay() -> bool {
-    let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    let is_loaded = known.lines().any(|line| line.split_whitespace().last() == Some("overlay"));
-    // A module that is loaded at the first mount.
-    is_loaded
-        || Path::new("/lib/modules")
-            .join(rustix::system::uname().release().to_string_lossy().as_ref())
-            .join("kernel/fs/overlayfs")
-            .is_dir()
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ use wire::set::SnapshotV1;
 
 use crate::clock::Now;
 use crate::config::Folders;
+use crate::durable::{self, Keep};
 use crate::hooks::{
     Hooks, cgroup_folders, chain, remove_cgroup, remove_folder, remove_root_cgroup,
 };
@@ -30,6 +31,7 @@ use crate::id;
 use crate::network::Network;
 use crate::pods::owner::Found;
 use crate::pods::worker::Kept;
+use crate::seal::Seal;
 use crate::pods::{Container, Desired, KeySet, Leftover, PodState, Run, fresh_state};
 use crate::{sandbox, set, volumes};
 
@@ -41,10 +43,13 @@ use crate::{sandbox, set, volumes};
 pub fn check_boot(folders: &Folders) -> io::Result<()> {
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
     let marker = folders.run.join("boot");
-    match fs::read_to_string(&marker) {
-        Ok(seen) if seen == boot => return Ok(()),
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+    let seen = fs::read(&marker).unwrap_or_default();
+    if seen == boot.as_bytes() {
+        return Ok(());
+    }
+    if !is_boot_id(&seen) && is_of_this_boot(folders) {
+        tracing::warn!("{} is damaged: what runs shows which boot it is", marker.display());
+        return mark(&marker, &boot);
     }
     for below in ["pods", "containers"] {
         let folder = folders.run.join(below);
@@ -55,13 +60,30 @@ pub fn check_boot(folders: &Folders) -> io::Result<()> {
         }
     }
     fs::create_dir_all(folders.run.join("pods"))?;
-    fs::write(marker, boot)
+    mark(&marker, &boot)
+}
+
+fn mark(marker: &Path, boot: &str) -> io::Result<()> {
+    durable::write_text(marker, boot, Keep::ThroughRestart)
+        .map_err(|error| io::Error::other(chain(&error)))
+}
+
+fn is_boot_id(bytes: &[u8]) -> bool {
+    std::str::from_utf8(bytes).is_ok_and(|text| uuid::Uuid::try_parse(text.trim()).is_ok())
+}
+
+/// Whether something shows that the run folder is of this boot: a mount, which no
+/// boot survives, or a container that runs.
+fn is_of_this_boot(folders: &Folders) -> bool {
+    let containers = fs::read_dir(folders.run.join("containers")).into_iter().flatten().flatten();
+    volumes::has_mounts_below(&folders.run.join("pods"))
+        || containers.into_iter().any(|entry| ContainerDir::new(entry.path()).is_live())
 }
 
 /// Reads the set; a damaged one is as good as none.
 #[must_use]
-pub fn load_set(folders: &Folders) -> Option<Arc<SnapshotV1>> {
-    match set::load(&folders.set()) {
+pub fn load_set(folders: &Folders, seal: &Seal) -> Option<Arc<SnapshotV1>> {
+    match set::load(&folders.set(), seal) {
         Ok(set) => set.map(Arc::new),
         Err(error) => {
             tracing::error!(error = chain(&error), "the set is asked of the master again");
@@ -278,9 +300,14 @@ mod tests {
         }
         check_boot(&folders).unwrap();
         assert!(state.exists() && container.exists(), "the same boot");
-        fs::write(folders.run.join("boot"), "another").unwrap();
-        check_boot(&folders).unwrap();
-        assert!(!state.exists() && !container.exists());
+        // Damaged, and nothing shows that it is this boot.
+        for marker in ["another", "", "6e2f6f7e-0000-4000-8000-000000000000\n"] {
+            fs::create_dir_all(state.parent().unwrap()).unwrap();
+            fs::write(&state, "").unwrap();
+            fs::write(folders.run.join("boot"), marker).unwrap();
+            check_boot(&folders).unwrap();
+            assert!(!state.exists() && !container.exists(), "{marker:?}");
+        }
         assert!(folders.run.join("pods").is_dir());
     }
 }

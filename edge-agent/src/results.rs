@@ -7,9 +7,11 @@
 //!
 //! Restart counts need no file: each run has a log file with its number.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use wire::Uid;
@@ -120,6 +122,9 @@ impl Record {
 #[derive(Clone, Debug)]
 pub struct Results {
     folder: PathBuf,
+    /// Time of the newest record. The files' times give their order, so they only
+    /// grow, whatever the clock does.
+    newest: Arc<Mutex<SystemTime>>,
 }
 
 impl Results {
@@ -129,7 +134,12 @@ impl Results {
     /// It cannot be made.
     pub fn open(folder: &Path) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
-        Ok(Self { folder: folder.to_owned() })
+        durable::sweep(folder)?;
+        let mut newest = SystemTime::UNIX_EPOCH;
+        for entry in fs::read_dir(folder)? {
+            newest = newest.max(entry?.metadata()?.modified()?);
+        }
+        Ok(Self { folder: folder.to_owned(), newest: Arc::new(Mutex::new(newest)) })
     }
 
     /// The record of a pod, if it is finished.
@@ -145,7 +155,24 @@ impl Results {
     /// # Errors
     /// The disk is full or broken.
     pub fn put(&self, uid: &Uid, record: &Record) -> Result<(), DurableError> {
-        durable::write(&self.path(uid), MAGIC, record, Keep::ThroughPowerLoss)
+        let path = self.path(uid);
+        durable::write(&path, MAGIC, record, Keep::ThroughPowerLoss)?;
+        self.put_last(&path);
+        Ok(())
+    }
+
+    /// Gives a record a time after that of every other, where the clock went back.
+    fn put_last(&self, path: &Path) {
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = fs::metadata(path).and_then(|file| file.modified());
+        let Ok(written) = written else { return };
+        if written > *newest {
+            *newest = written;
+            return;
+        }
+        *newest += Duration::from_secs(1);
+        // If it fails, a tombstone may go before its time.
+        let _ = File::open(path).and_then(|file| file.set_modified(*newest));
     }
 
     /// Removes the oldest records of pods for which `is_known` says no, until
@@ -206,5 +233,29 @@ mod tests {
         let left = fs::read_dir(folder.path()).unwrap().count();
         assert_eq!(left, TOMBSTONES_MAX + 1);
         assert!(results.get(&uid(0)).unwrap().is_some(), "a known pod's record stays");
+    }
+
+    #[test]
+    fn records_keep_their_order_when_the_clock_goes_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let record = Record {
+            namespace: "n".into(),
+            name: "p".into(),
+            phase: PhaseV1::Failed,
+            eviction: None,
+            first_seen_ms: 3,
+            containers: vec![],
+        };
+        let results = Results::open(folder.path()).unwrap();
+        results.put(&[1; 16], &record).unwrap();
+        // Ten years ahead, and back.
+        let ahead = SystemTime::now() + Duration::from_secs(10 * 365 * 86_400);
+        let first = File::open(results.path(&[1; 16])).unwrap();
+        first.set_modified(ahead).unwrap();
+        let results = Results::open(folder.path()).unwrap();
+        results.put(&[2; 16], &record).unwrap();
+        results.put(&[3; 16], &record).unwrap();
+        let time = |n| fs::metadata(results.path(&[n; 16])).unwrap().modified().unwrap();
+        assert!(time(1) < time(2) && time(2) < time(3));
     }
 }

@@ -91,6 +91,10 @@ pub async fn set_up(
 ) -> Result<Ipv4Addr, SandboxError> {
     fs::create_dir_all(&dirs.run).map_err(io_error("make", &dirs.run))?;
     let paths = namespaces(dirs);
+    if held_address(dirs).is_none() {
+        // An agent that was killed half-way has left one whose address nobody knows.
+        network.detach(&pod.uid, &paths).await?;
+    }
     let address = network.attach(&pod.uid, &paths, &pod.hostname).await?;
     let shm = dirs.run.join("shm");
     fs::create_dir_all(&shm).map_err(io_error("make", &shm))?;

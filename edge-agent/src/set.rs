@@ -10,26 +10,27 @@ use wire::set::{BodyV1, NodeConfigV1, SnapshotV1};
 
 use crate::durable::{self, DurableError, Keep, Magic};
 use crate::pods::{Desired, KeySet, Keys};
+use crate::seal::Seal;
 
-const MAGIC: Magic = *b"PNset\0\0\x01";
+const MAGIC: Magic = *b"PNset\0\0\x02";
 
 /// Largest set, in bytes.
 const BYTES_MAX: u64 = 64 << 20;
 
-/// Stores a set. Blocks until it is on the disk.
+/// Stores a set, sealed, for it holds Secrets. Blocks until it is on the disk.
 ///
 /// # Errors
 /// The disk is full or broken; the set before is still there then.
-pub fn store(path: &Path, set: &SnapshotV1) -> Result<(), DurableError> {
-    durable::write(path, MAGIC, set, Keep::ThroughPowerLoss)
+pub fn store(path: &Path, set: &SnapshotV1, seal: &Seal) -> Result<(), DurableError> {
+    durable::write_sealed(path, MAGIC, set, Keep::ThroughPowerLoss, seal)
 }
 
 /// Reads the set back; `None` if there is none.
 ///
 /// # Errors
-/// It is damaged: the master is to send it again.
-pub fn load(path: &Path) -> Result<Option<SnapshotV1>, DurableError> {
-    durable::read(path, MAGIC, BYTES_MAX)
+/// It is damaged, or the key is another: the master is to send it again.
+pub fn load(path: &Path, seal: &Seal) -> Result<Option<SnapshotV1>, DurableError> {
+    durable::read_sealed(path, MAGIC, BYTES_MAX, seal)
 }
 
 /// How the node is set up, if the set says so.
@@ -136,13 +137,19 @@ mod tests {
     fn a_stored_set_reads_back_and_a_damaged_one_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("set");
-        assert!(load(&path).unwrap().is_none());
-        store(&path, &set()).unwrap();
-        assert_eq!(load(&path).unwrap(), Some(set()));
+        let seal = Seal::open(folder.path(), None).unwrap();
+        assert!(load(&path, &seal).unwrap().is_none());
+        store(&path, &set(), &seal).unwrap();
+        assert_eq!(load(&path, &seal).unwrap(), Some(set()));
         let mut bytes = std::fs::read(&path).unwrap();
+        assert!(!bytes.windows(4).any(|part| part == b"used"), "a name can be read");
+        let other = tempfile::tempdir().unwrap();
+        let other = Seal::open(other.path(), None).unwrap();
+        let error = load(&path, &other).unwrap_err().to_string();
+        assert!(error.contains("another key"), "{error}");
         let last = bytes.len() - 1;
         bytes[last] ^= 0x80;
         std::fs::write(&path, bytes).unwrap();
-        assert!(matches!(load(&path), Err(DurableError::Damaged { .. })));
+        assert!(matches!(load(&path, &seal), Err(DurableError::Damaged { .. })));
     }
 }

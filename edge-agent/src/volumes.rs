@@ -173,6 +173,11 @@ pub fn unmount_below(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether anything is mounted at or below a folder.
+pub(crate) fn has_mounts_below(folder: &Path) -> bool {
+    mounts_below(folder).is_ok_and(|all| !all.is_empty())
+}
+
 fn mounts_below(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let text = fs::read_to_string("/proc/self/mountinfo")?;
     Ok(text

@@ -24,6 +24,7 @@ use wire::pod::{
     PodSecurityV1, PodV1, ProjectionV1, RestartPolicyV1, SourceV1, VolumeSourceV1, VolumeV1,
 };
 use wire::set::{BodyV1, ItemV1, NodeConfigV1};
+use wire::status::PhaseV1;
 
 pub use status::pod_status;
 
@@ -145,6 +146,11 @@ pub fn pod(object: &Value) -> Result<LoweredPod, LowerError> {
         active_deadline_s: spec.active_deadline_seconds.map(|s| u32::try_from(s).unwrap_or(0)),
         restart_policy: restart_policy(&spec.restart_policy),
         termination_grace_s: seconds(grace),
+        ended: match object["status"]["phase"].as_str() {
+            Some("Succeeded") => Some(PhaseV1::Succeeded),
+            Some("Failed") => Some(PhaseV1::Failed),
+            _ => None,
+        },
         deletion_grace_s: metadata
             .deletion_timestamp
             .as_ref()
@@ -351,7 +357,7 @@ mod tests {
         assert_eq!(pod.uid[..4], [1, 2, 3, 4]);
         assert_eq!(pod.hostname, "web-1");
         assert_eq!(pod.termination_grace_s, 30);
-        assert_eq!(pod.deletion_grace_s, None);
+        assert_eq!((pod.deletion_grace_s, pod.ended), (None, None));
         assert_eq!(pod.containers[0].resources.memory_limit_bytes, 64 << 20);
         assert_eq!(pod.containers[0].resources.cpu_limit_millis, 250);
         assert_eq!(pod.containers[0].runtime, RuntimeV1::Oci);

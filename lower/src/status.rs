@@ -14,6 +14,12 @@ use wire::status::{ContainerStatusV1, PhaseV1, PodStatusV1, StateV1, TerminatedV
 pub fn pod_status(pod: &Value, report: &PodStatusV1, host_ip: &str, now: Timestamp) -> Value {
     let old = &pod["status"];
     let mut status = old.as_object().cloned().unwrap_or_default();
+    if matches!(old["phase"].as_str(), Some("Succeeded" | "Failed")) {
+        // How a pod ended stays as it was told first: its node may have lost that.
+        set_text(&mut status, "podIP", &report.pod_ip);
+        set_addresses(&mut status, "podIPs", &report.pod_ip);
+        return Value::Object(status);
+    }
     status.insert("phase".to_owned(), json!(phase(report.phase)));
     set_text(&mut status, "reason", &report.reason);
     set_text(&mut status, "message", &report.message);
@@ -152,6 +158,16 @@ fn conditions(old: &Value, report: &PodStatusV1, now: Timestamp) -> Vec<Value> {
         .iter()
         .map(|(kind, state)| condition(kind, state.as_ref().err(), find(kind), now))
         .collect();
+    if report.reason == "Evicted" && find("DisruptionTarget").is_none() {
+        conditions.push(json!({
+            "type": "DisruptionTarget",
+            "status": "True",
+            "lastProbeTime": null,
+            "lastTransitionTime": api::time::rfc3339(now),
+            "reason": "TerminationByKubelet",
+            "message": report.message,
+        }));
+    }
     let is_mine = |kind: &Value| mine.iter().any(|(mine, _)| kind == mine);
     conditions.extend(old.iter().filter(|condition| !is_mine(&condition["type"])).cloned());
     conditions
@@ -245,6 +261,43 @@ mod tests {
         assert_eq!(ready_of(&first), ("True", "", "1970-01-01T00:00:10Z"));
         let again = pod_status(&json!({"status": first}), &running, "10.0.0.1", at(99));
         assert_eq!(again, first);
+    }
+
+    #[test]
+    fn an_evicted_pod_is_marked_as_disrupted_once() {
+        let mut evicted = report(PhaseV1::Failed, StateV1::Running { started_ms: 2_000 }, false);
+        evicted.reason = "Evicted".to_owned();
+        evicted.message = "The node was low on resource: memory.".to_owned();
+        let first = pod_status(&json!({}), &evicted, "10.0.0.1", at(10));
+        let text = first["conditions"].to_string();
+        assert!(text.contains("TerminationByKubelet"), "{text}");
+        assert_eq!(first["reason"], "Evicted");
+        assert_eq!(pod_status(&json!({"status": first}), &evicted, "10.0.0.1", at(99)), first);
+    }
+
+    #[test]
+    fn how_a_pod_ended_is_not_told_anew() {
+        let end = TerminatedV1 {
+            exit_code: 0,
+            reason: "Completed".to_owned(),
+            message: String::new(),
+            started_ms: 1,
+            finished_ms: 2,
+            container_id: "web-0".to_owned(),
+        };
+        let ended = report(PhaseV1::Succeeded, StateV1::Terminated(end.clone()), false);
+        let first = pod_status(&json!({}), &ended, "10.0.0.1", at(10));
+        let lost = StateV1::Terminated(TerminatedV1 {
+            exit_code: 137,
+            reason: "ContainerStatusUnknown".to_owned(),
+            ..end
+        });
+        let mut again = report(PhaseV1::Failed, lost, false);
+        again.pod_ip = String::new();
+        let second = pod_status(&json!({"status": first}), &again, "10.0.0.1", at(20));
+        assert_eq!(second["phase"], "Succeeded");
+        assert_eq!(second["containerStatuses"], first["containerStatuses"]);
+        assert_eq!(second.get("podIP"), None);
     }
 
     #[test]

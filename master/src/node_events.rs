@@ -13,10 +13,12 @@ const COMPONENT: &str = "pinnace-agent";
 
 /// The words a node may give as reason: an Event's reason is for programs, so a
 /// node cannot make up its own.
-const REASONS: [&str; 25] = [
+const REASONS: [&str; 27] = [
     "BackOff",
     "Created",
     "Evicted",
+    "EvictionThresholdMet",
+    "DiskFull",
     "Failed",
     "FailedCreatePodSandBox",
     "FailedKillPod",

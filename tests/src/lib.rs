@@ -14,11 +14,15 @@ mod confinement;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]
+mod faults_node;
+#[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod identity;
 #[cfg(test)]
 mod interfaces;
+#[cfg(test)]
+mod kill_loop;
 #[cfg(test)]
 mod kubectl;
 // The API server's tests include the file as well, where `pub` is right.

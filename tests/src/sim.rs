@@ -23,7 +23,7 @@ mod agent;
 mod ledger;
 mod link;
 mod master;
-mod rng;
+pub(crate) mod rng;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

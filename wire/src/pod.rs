@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::status::PhaseV1;
 use crate::{Ext, Uid};
 
 /// One pod that a node is to run.
@@ -52,6 +53,9 @@ pub struct PodV1 {
     pub restart_policy: RestartPolicyV1,
     /// Time between the stop signal and SIGKILL, in seconds.
     pub termination_grace_s: u32,
+    /// The pod's final phase, once the master has stored it: it never runs again,
+    /// also on a node that has lost its own record of that.
+    pub ended: Option<PhaseV1>,
     /// Set once the pod is being deleted: stop it, with this many seconds of grace.
     pub deletion_grace_s: Option<u32>,
     /// Room for later fields.
@@ -83,6 +87,7 @@ impl PodV1 {
             active_deadline_s: None,
             restart_policy: RestartPolicyV1::Always,
             termination_grace_s: 30,
+            ended: None,
             deletion_grace_s: None,
             ext: Vec::new(),
         }

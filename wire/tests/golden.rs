@@ -182,6 +182,7 @@ fn pod() -> PodV1 {
         active_deadline_s: Some(600),
         restart_policy: RestartPolicyV1::OnFailure,
         termination_grace_s: 30,
+        ended: Some(PhaseV1::Failed),
         deletion_grace_s: Some(5),
         ext: vec![(7, vec![1, 2])],
     }

@@ -459,6 +459,25 @@ impl Container {
         };
     }
 
+    /// Its newest run was cut off when the machine went down: over, end unknown.
+    pub(super) fn cut_off(&mut self, uid: &Uid, wall_ms: u64) {
+        let attempt = self.next_attempt.saturating_sub(1);
+        let mut end = lost(wall_ms);
+        if let Some(error) = &mut end.error {
+            error.message = "the machine went down while it ran".to_owned();
+        }
+        self.run = Run::Exited {
+            attempt,
+            image: self.image.reference.clone(),
+            image_id: String::new(),
+            end: terminated(end, id::container_id(uid, &self.name, attempt)),
+            at: Duration::ZERO,
+            retry_at: Duration::ZERO,
+            replaced: false,
+            never_ran: false,
+        };
+    }
+
     fn leave(&mut self, attempt: u32) {
         if !self.leftovers.iter().any(|leftover| leftover.attempt == attempt) {
             self.leftovers.push(Leftover { attempt, is_removing: false, failure: None });

@@ -61,10 +61,13 @@ impl Keys {
 
 impl Desired {
     /// Whether the pod is to stop: it is being deleted, the set no longer holds
-    /// it, or the node ends it.
+    /// it, the master knows it as over, or the node ends it.
     #[must_use]
     pub fn is_stopping(&self) -> bool {
-        !self.present || self.pod.deletion_grace_s.is_some() || self.eviction.is_some()
+        !self.present
+            || self.pod.deletion_grace_s.is_some()
+            || self.pod.ended.is_some()
+            || self.eviction.is_some()
     }
 
     /// Writes an eviction into the state, which outlives the agent, and takes it

@@ -29,6 +29,7 @@ use crate::manifests::Manifests;
 use crate::network::{NamespacePaths, Network, NetworkError};
 use crate::results::Results;
 use crate::sandbox::PodNetwork;
+use crate::seal::Seal;
 use crate::{id, recover, set};
 
 /// Images that are all there, or none is.
@@ -113,6 +114,7 @@ impl Machine {
             Arc::clone(&self.images) as Arc<dyn Images>,
             Arc::new(FakeNetwork::default()),
             Results::open(&self.folders.state.join("results")).unwrap(),
+            Arc::new(Seal::open(&self.folders.state, None).unwrap()),
             Facts::default(),
         ))
     }
@@ -122,7 +124,7 @@ impl Machine {
         recover::check_boot(&self.folders).unwrap();
         let hooks = self.hooks();
         let clock = Clock::Tokio(tokio::time::Instant::now());
-        let set = recover::load_set(&self.folders);
+        let set = recover::load_set(&self.folders, &hooks.seal);
         let manifests = self.manifests.subscribe();
         let local = local_pods(&manifests.borrow());
         let found = recover::find(&hooks, set.as_deref(), local, clock.now());
@@ -262,7 +264,7 @@ async fn a_set_is_stored_made_so_and_reported() {
     agent.until("speaking", |agent| agent.running == Some(vec![])).await;
     agent.send(5, &[(3, &one), (4, &two)]);
     agent.until("applied", |agent| agent.applied == [5]).await;
-    assert_eq!(set::load(&machine.folders.set()).unwrap().unwrap().revision, 5);
+    assert_eq!(set::load(&machine.folders.set(), &agent.hooks.seal).unwrap().unwrap().revision, 5);
     agent.until("running", |agent| agent.is_running(&one) && agent.is_running(&two)).await;
     assert_eq!(agent.running, Some(vec![(one.uid, 3), (two.uid, 4)]));
     let status = &agent.statuses[&one.uid];

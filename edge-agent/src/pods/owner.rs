@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use wire::pod::PodV1;
+use wire::pod::{PodV1, RestartPolicyV1};
 use wire::set::{NodeConfigV1, SnapshotV1};
 use wire::status::{EventV1, PodStatusV1};
 use wire::{Epoch, Uid};
@@ -216,7 +216,8 @@ impl Owner {
 
     async fn store(&mut self, set: Arc<SnapshotV1>) {
         let (path, bytes) = (self.hooks.folders.set(), Arc::clone(&set));
-        let stored = tokio::task::spawn_blocking(move || set::store(&path, &bytes))
+        let seal = Arc::clone(&self.hooks.seal);
+        let stored = tokio::task::spawn_blocking(move || set::store(&path, &bytes, &seal))
             .await
             .expect("storing does not panic");
         match stored {
@@ -226,9 +227,31 @@ impl Owner {
             }
             Err(error) => {
                 tracing::error!(error = chain(&error), "cannot store the set; it is tried again");
-                self.unstored = Some(set);
+                if self.unstored.replace(set).is_none() {
+                    self.say_not_stored(&chain(&error)).await;
+                }
             }
         }
+    }
+
+    /// What runs is as the master says; but a cold boot would bring back the set before.
+    async fn say_not_stored(&self, why: &str) {
+        let message = format!(
+            "the node's set cannot be stored, and is used from memory; it is tried again every {} s: \
+             {why}",
+            STORE_AGAIN.as_secs()
+        );
+        let event = EventV1 {
+            uid: [0; 16],
+            namespace: String::new(),
+            name: String::new(),
+            container: String::new(),
+            warning: true,
+            reason: "DiskFull".to_owned(),
+            message,
+            at_ms: self.clock.now().wall_ms,
+        };
+        self.tell(News::Event(event)).await;
     }
 
     fn configure(&self) {
@@ -356,12 +379,20 @@ pub fn fresh_state(hooks: &Hooks, pod: &PodV1, wall_ms: u64) -> PodState {
             container.n_runs = last.saturating_add(1);
         }
     }
-    match hooks.results.get(&pod.uid) {
-        Ok(Some(record)) => record.restore(&mut state),
-        Ok(None) => {}
-        Err(error) => {
-            tracing::error!(error = chain(&error), "how a pod ended is not known any more");
+    let record = hooks.results.get(&pod.uid).unwrap_or_else(|error| {
+        tracing::error!(error = chain(&error), "the master is asked how a pod ended");
+        None
+    });
+    match record {
+        Some(record) => record.restore(&mut state),
+        None if pod.ended.is_some() => state.finished = pod.ended,
+        None if pod.restart_policy == RestartPolicyV1::Never => {
+            // It may have run once, and the machine went down meanwhile.
+            for container in state.containers.iter_mut().filter(|c| c.n_runs > 0) {
+                container.cut_off(&pod.uid, wall_ms);
+            }
         }
+        None => {}
     }
     state
 }

@@ -40,7 +40,7 @@ use crate::runner::{Action, Sender};
 
 pub use evict::evict_in;
 pub(crate) use mark::NODE_LOST;
-pub use plan::{Facts, Ready, Step, plan};
+pub use plan::{Facts, Pressure, Ready, Step, plan};
 pub use profile::Profile;
 
 const COMPONENT: &str = "node-controller";
@@ -163,6 +163,7 @@ impl<C: Cluster, L: NodeLiveness> Controller<C, L> {
             silent,
             cordoned: node.schedulable.unschedulable,
             disrupted: self.disrupted(now),
+            pressures: &node.pressures,
             taints: &node.schedulable.taints,
         };
         let mut look_again = if silent { COUNT_FOR * 10 } else { grace - silence };

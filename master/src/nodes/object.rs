@@ -84,21 +84,34 @@ fn cpu(millis: u64) -> String {
     if millis.is_multiple_of(1000) { (millis / 1000).to_string() } else { format!("{millis}m") }
 }
 
+/// What a node can be short of, with Kubernetes' reasons for `True` and `False`.
+const PRESSURES: [(&str, &str, &str); 3] = [
+    ("MemoryPressure", "KubeletHasInsufficientMemory", "KubeletHasSufficientMemory"),
+    ("DiskPressure", "KubeletHasDiskPressure", "KubeletHasNoDiskPressure"),
+    ("PIDPressure", "KubeletHasInsufficientPID", "KubeletHasSufficientPID"),
+];
+
 /// `Ready`, and what the agent found wrong on the board, one condition each.
 fn conditions(old: &Value, info: &NodeInfoV1, now: Timestamp) -> Vec<Value> {
     let empty = Vec::new();
     let old = old["conditions"].as_array().unwrap_or(&empty);
     let ready = ("Ready", "True", "AgentReady", "the agent is connected");
-    let pressure = ["MemoryPressure", "DiskPressure", "PIDPressure"].map(|kind| {
-        (kind, "False", "AgentHasSufficientResources", "the agent reports no pressure")
+    let found = |kind: &str| {
+        info.findings.iter().find(|(other, _)| other == kind).map(|(_, message)| message.as_str())
+    };
+    let pressure = PRESSURES.map(|(kind, short, enough)| match found(kind) {
+        Some(message) => (kind, "True", short, message),
+        None => (kind, "False", enough, "the agent reports no pressure"),
     });
-    let found = info
+    let is_pressure = |kind: &str| PRESSURES.iter().any(|(other, ..)| *other == kind);
+    let others = info
         .findings
         .iter()
+        .filter(|(kind, _)| !is_pressure(kind))
         .map(|(kind, message)| (kind.as_str(), "True", "Found", message.as_str()));
     pressure
         .into_iter()
-        .chain(found)
+        .chain(others)
         .chain([ready])
         .map(|(kind, status, reason, message)| {
             let before = old.iter().find(|condition| condition["type"] == kind);
@@ -176,6 +189,26 @@ mod tests {
         assert!(is_ready(&node));
         assert_eq!(node["status"]["capacity"]["cpu"], "4");
         assert_eq!(status(&node, &info(), at(99)), node["status"]);
+    }
+
+    #[test]
+    fn pressure_is_one_condition_with_kubernetes_reasons() {
+        let mut node = json!({"metadata": {"name": "pi"}});
+        let short = NodeInfoV1 {
+            findings: vec![("MemoryPressure".to_owned(), "50Mi are left".to_owned())],
+            ..info()
+        };
+        for (info, status_of, reason) in [
+            (info(), "False", "KubeletHasSufficientMemory"),
+            (short, "True", "KubeletHasInsufficientMemory"),
+            (info(), "False", "KubeletHasSufficientMemory"),
+        ] {
+            node["status"] = status(&node, &info, at(10));
+            let all = node["status"]["conditions"].as_array().unwrap();
+            let found: Vec<_> = all.iter().filter(|c| c["type"] == "MemoryPressure").collect();
+            assert_eq!(found.len(), 1);
+            assert_eq!((&found[0]["status"], &found[0]["reason"]), (&json!(status_of), &json!(reason)));
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use libcontainer::syscall::syscall::SyscallType;
 use rustix::pipe::PipeFlags;
 
 use runtime::cgroup::Hierarchies;
+use runtime::dir::ContainerDir;
 use runtime::exec::{Admit, Entered};
 use runtime::{
     ContainerSpec, ExecRequest, ExecStdio, LaunchError, Launcher, Pid, Workload, reason,
@@ -83,6 +84,9 @@ impl Launcher for OciLauncher {
             .map_err(|e| failed(spec, format!("cannot put it into its cgroup: {e}")))?;
         devices::enforce(&hierarchies, &spec.cgroup, &devices::DEFAULT)
             .map_err(|e| failed(spec, format!("cannot set its device rules: {e}")))?;
+        ContainerDir::new(dir)
+            .begin()
+            .map_err(|e| failed(spec, format!("cannot write its folder: {e}")))?;
         container.start().map_err(|error| failed(spec, chain(&error)))?;
         drop(mounts);
         match Failure::read(fs::File::from(report)) {

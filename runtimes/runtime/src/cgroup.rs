@@ -208,6 +208,9 @@ impl Hierarchies {
             } else {
                 put(&folder, "memory.max", bytes)?;
                 let _ = put(&folder, "memory.swap.max", 0);
+                // All of it or none, as the kubelet asks: a server whose worker was
+                // killed would go on half. Kernels before 4.19 lack the file.
+                let _ = put(&folder, "memory.oom.group", 1);
             }
         }
         if let Some(folder) = self.folder("pids", cgroup).filter(|_| resources.pids_max > 0) {
@@ -285,6 +288,24 @@ impl Hierarchies {
         let text = fs::read_to_string(folder.join(name)).unwrap_or_default();
         let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
         count.and_then(|n| n.trim().parse().ok()).unwrap_or(0)
+    }
+}
+
+impl Hierarchies {
+    /// Memory that the group holds and the kernel cannot take back at once, in
+    /// bytes: what the kubelet calls its working set. `None` without the controller.
+    #[must_use]
+    pub fn memory_used(&self, cgroup: &str) -> Option<u64> {
+        let folder = self.folder("memory", cgroup)?;
+        let (usage, inactive) = if self.v1_root("memory").is_some() {
+            ("memory.usage_in_bytes", "total_inactive_file ")
+        } else {
+            ("memory.current", "inactive_file ")
+        };
+        let used: u64 = fs::read_to_string(folder.join(usage)).ok()?.trim().parse().ok()?;
+        let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
+        let inactive = stat.lines().find_map(|line| line.strip_prefix(inactive)?.trim().parse().ok());
+        Some(used.saturating_sub(inactive.unwrap_or(0)))
     }
 }
 

@@ -4,28 +4,36 @@
 //! |---|---|---|
 //! | `config.json` | agent | the [`ContainerSpec`] |
 //! | `shim.lock` | shim | locked while it lives |
+//! | `begun` | launcher | from here on the user's program may have run |
 //! | `running.json` | shim | the container's process: pid, start time, boot |
 //! | `exit.json` | shim | how it ended; written once, then nothing changes |
 //! | `out`, `err` | both | FIFOs of the container's standard streams |
-//! | `partial.*` | shim | the unfinished line, for the shim's successor |
+//! | `partial.*` | shim | the unfinished line, for the shim's successor; see [`crate::partial`] |
+//! | `ended.json` | agent | how it ended, seen by the agent after its shim was killed |
 //! | `shim.log` | shim | its own messages |
 //! | `state/` | launcher | whatever the backend keeps |
 //!
 //! Files are replaced whole, so that a reader sees all of one or nothing.
+//!
+//! Whoever removes the folder holds `shim.lock` meanwhile and renames the folder
+//! to `<id>.gone` before its files go: a shim that was on its way into it finds
+//! the lock taken, or no folder. The lock says that nothing of the container is
+//! being built, the name that nothing will be.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
-use rustix::process::{Flock, FlockType};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::process;
-use crate::{ContainerSpec, Exit, Observed, Pid, Running};
+use crate::shim::CODE_UNKNOWN;
+use crate::state::reason;
+use crate::{ContainerSpec, Exit, LaunchError, Observed, Pid, Running};
 
 /// Longest file of the folder that is read, in bytes: a spec with Secrets in its variables.
 const FILE_BYTES_MAX: u64 = 8 << 20;
@@ -42,6 +50,16 @@ pub struct RunningFile {
     /// Wall clock at the start, in milliseconds since 1970.
     pub started_ms: u64,
 }
+
+/// `ended.json`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct EndedFile {
+    /// The wait status.
+    pub(crate) status: i32,
+}
+
+/// What a folder's name ends with once it is being removed. No id has a dot.
+pub(crate) const GONE: &str = "gone";
 
 /// One container's folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,6 +117,26 @@ impl ContainerDir {
     /// The file is missing or damaged.
     pub fn exit(&self) -> io::Result<Exit> {
         self.read("exit.json")
+    }
+
+    /// Notes that the user's program is about to run: whoever is killed from here
+    /// on, it counts as one that ran. Called by launchers, right before.
+    ///
+    /// # Errors
+    /// The folder cannot be written, or is gone.
+    pub fn begin(&self) -> io::Result<()> {
+        File::create(self.file("begun")).map(drop)
+    }
+
+    /// Whether the user's program may have run.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.file("begun").exists()
+    }
+
+    /// How it ended, where the agent saw it and no shim did.
+    pub(crate) fn ended(&self) -> Option<EndedFile> {
+        self.read("ended.json").ok()
     }
 
     /// Replaces a file with the JSON of `value`.
@@ -159,19 +197,51 @@ impl ContainerDir {
             .mode(0o600)
             .open(self.file("shim.lock"))?;
         match rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(file)),
+            Ok(()) => Ok(self.is_in_place(&file)?.then_some(file)),
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Keeps shims out, so that the folder can be removed. `None` while one is in.
+    pub(crate) fn lock_out(&self) -> io::Result<Option<File>> {
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(self.file("shim.lock"))?;
+        let is_ours = process::lock_descriptor(&file)? && self.is_in_place(&file)?;
+        Ok(is_ours.then_some(file))
+    }
+
+    /// Whether this is still the lock of this folder, now that it is locked: the
+    /// folder may have been removed between the opening and the locking.
+    fn is_in_place(&self, lock: &File) -> io::Result<bool> {
+        let ours = lock.metadata()?;
+        match fs::metadata(self.file("shim.lock")) {
+            Ok(there) => Ok((there.dev(), there.ino()) == (ours.dev(), ours.ino())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes the folder out of its place; what is left can be removed at leisure.
+    pub(crate) fn retire(&self) -> io::Result<PathBuf> {
+        let gone = self.path.with_extension(GONE);
+        match fs::remove_dir_all(&gone) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        fs::rename(&self.path, &gone)?;
+        Ok(gone)
     }
 
     /// The process that holds the shim's lock: the container's shim.
     #[must_use]
     pub fn shim(&self) -> Option<i32> {
         let file = File::open(self.file("shim.lock")).ok()?;
-        let wanted = Flock::from(FlockType::WriteLock);
-        let held = rustix::process::fcntl_getlk(&file, &wanted).ok()??;
-        Some(held.pid?.as_raw_nonzero().get())
+        process::lock_holder(&file).ok()?
     }
 
     /// Whether the container's process lives, shim or not.
@@ -180,6 +250,12 @@ impl ContainerDir {
         (running.boot_id == process::boot_id()
             && process::open(running.pid, running.start_ticks).is_ok())
         .then_some(running)
+    }
+
+    /// Whether the container's process lives.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.live_process().is_some()
     }
 
     /// What can be said of the container from its folder alone.
@@ -200,6 +276,7 @@ impl ContainerDir {
         }
         match self.live_process() {
             Some(file) => running(&file),
+            None if self.has_begun() && self.running().is_err() => Observed::Exited(unseen()),
             None if self.path.is_dir() => Observed::Lost,
             None => Observed::Absent,
         }
@@ -209,6 +286,23 @@ impl ContainerDir {
 fn running(file: &RunningFile) -> Observed {
     Observed::Running(Running { pid: Pid(file.pid), started_ms: file.started_ms })
 }
+
+/// The end of a container that may have run, and whose shim was killed before it
+/// could write down which process it was.
+fn unseen() -> Exit {
+    Exit {
+        code: CODE_UNKNOWN,
+        signal: None,
+        oom_killed: false,
+        started_ms: process::now_ms(),
+        finished_ms: process::now_ms(),
+        error: Some(LaunchError::new(reason::CONTAINER_STATUS_UNKNOWN, UNSEEN)),
+    }
+}
+
+/// Why it is not known how a container ended that had just begun.
+pub(crate) const UNSEEN: &str =
+    "its shim was killed as the container began: it may have run, and was ended";
 
 /// Whether an id may be a folder's name: 1 to 63 of `[a-z0-9-]`.
 #[must_use]

@@ -20,6 +20,7 @@ pub mod dir;
 pub mod exec;
 pub mod fake;
 mod log;
+mod partial;
 mod process;
 pub mod shim;
 mod spec;

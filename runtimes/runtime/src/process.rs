@@ -107,6 +107,50 @@ pub(crate) fn exit_status_of_stranger(pidfd: &OwnedFd) -> Option<i32> {
     Some(i32::from_ne_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]))
 }
 
+/// Locks a file for its descriptor, against this process's other descriptors
+/// too, and against shims, which take a record lock. False if another has it.
+///
+/// Not a record lock: those are lost as soon as the process closes any
+/// descriptor of the file, and the agent looks at locks from many tasks.
+pub(crate) fn lock_descriptor(file: &fs::File) -> io::Result<bool> {
+    // SAFETY: all of `flock` is plain data, for which zero is a value.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::F_WRLCK as _;
+    lock.l_whence = libc::SEEK_SET as _;
+    // SAFETY: the descriptor is open, and the kernel only reads `lock`.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
+    if result == 0 {
+        return Ok(true);
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::EACCES) => Ok(false),
+        _ => Err(error),
+    }
+}
+
+/// The process that holds a record lock on a file; `None` for nobody, and for a
+/// lock that belongs to a descriptor.
+pub(crate) fn lock_holder(file: &fs::File) -> io::Result<Option<i32>> {
+    // SAFETY: all of `flock` is plain data, for which zero is a value.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::F_WRLCK as _;
+    lock.l_whence = libc::SEEK_SET as _;
+    // SAFETY: the descriptor is open, and `lock` is writable and of the type the call fills.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETLK, &raw mut lock) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let is_held = lock.l_type != libc::F_UNLCK as libc::c_short;
+    // -1 where a descriptor holds it.
+    Ok(Some(lock.l_pid).filter(|pid| is_held && *pid > 1))
+}
+
+/// Whether the process of a pidfd has ended.
+pub(crate) fn has_ended(pidfd: &OwnedFd) -> bool {
+    wait_for(pidfd, PollFlags::IN, 0)
+}
+
 /// Waits, in a task, until the process of a pidfd has ended.
 ///
 /// # Errors

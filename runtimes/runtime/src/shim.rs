@@ -17,7 +17,6 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -30,6 +29,7 @@ use crate::cgroup::Hierarchies;
 use crate::dir::{ContainerDir, RunningFile};
 use crate::exec::{Admit, Entered, ExecRequest, ExecStdio};
 use crate::log::{FILE_BYTES_MAX, Lines, LogFile, Stream};
+use crate::partial::Partial;
 use crate::process::{self, now_ms};
 use crate::state::reason;
 use crate::{ContainerSpec, Exit, LaunchError, Pid, Workload};
@@ -38,7 +38,7 @@ use crate::{ContainerSpec, Exit, LaunchError, Pid, Workload};
 const CODE_NOT_STARTED: i32 = 128;
 
 /// Exit code where nobody knows.
-const CODE_UNKNOWN: i32 = 255;
+pub(crate) const CODE_UNKNOWN: i32 = 255;
 
 /// Most bytes copied out of a FIFO at a time; a pipe holds 64 KiB.
 const BATCH_BYTES_MAX: usize = 32 * 1024;
@@ -197,7 +197,7 @@ fn run(
         relay_until_exit(pidfd, &mut relays, &mut log)
             .map_err(|e| internal("wait for the container", &e))?;
     }
-    let exit_status = container.status();
+    let exit_status = container.status().or_else(|| dir.ended().map(|ended| ended.status));
     // Without a pid namespace something may still run, and hold the streams open.
     hierarchies.kill(&spec.cgroup);
     for relay in &mut relays {
@@ -336,8 +336,7 @@ struct Relay {
     copy: (OwnedFd, OwnedFd),
     lines: Lines,
     /// The unfinished line, kept where the next shim finds it.
-    partial: File,
-    partial_len: u64,
+    partial: Partial,
     buffer: Vec<u8>,
 }
 
@@ -347,36 +346,28 @@ impl Relay {
             Stream::Stdout => ("out", "partial.out"),
             Stream::Stderr => ("err", "partial.err"),
         };
-        let partial_path = dir.file(partial_name);
-        let mut left = fs::read(&partial_path).unwrap_or_default();
-        left.truncate(crate::log::LINE_BYTES_MAX - 1);
-        let partial = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&partial_path)?;
-        let partial_len = partial.metadata()?.len();
+        let (partial, note) = Partial::open(dir.file(partial_name));
         let fifo = dir.open_fifo(name)?;
         let copy = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        let lines = Lines::new(stream, left);
         let writer = dir.open_fifo(name)?;
-        Ok(Self { fifo, writer, copy, lines, partial, partial_len, buffer: Vec::new() })
+        let lines = Lines::new(stream, Vec::new());
+        let mut relay = Self { fifo, writer, copy, lines, partial, buffer: Vec::new() };
+        let n = relay.peek(note.batch_len().min(BATCH_BYTES_MAX));
+        let mut left = note.unfinished(&relay.buffer[..n]);
+        left.truncate(crate::log::LINE_BYTES_MAX - 1);
+        relay.lines = Lines::new(stream, left);
+        relay.buffer = Vec::new();
+        Ok(relay)
     }
 
-    /// Logs one batch. False if there was nothing.
-    fn pump(&mut self, log: &mut LogFile) -> bool {
-        let n = match rustix::pipe::tee(
-            &self.fifo,
-            &self.copy.1,
-            BATCH_BYTES_MAX,
-            SpliceFlags::NONBLOCK,
-        ) {
+    /// Copies at most `n_max` bytes into the buffer that stay in the FIFO.
+    fn peek(&mut self, n_max: usize) -> usize {
+        self.buffer.resize(n_max, 0);
+        let flags = SpliceFlags::NONBLOCK;
+        let n = match rustix::pipe::tee(&self.fifo, &self.copy.1, n_max, flags) {
             Ok(n) if n > 0 => n,
-            Err(Errno::INTR) => return true,
-            _ => return false,
+            _ => return 0,
         };
-        self.buffer.resize(BATCH_BYTES_MAX, 0);
         let mut done = 0;
         while done < n {
             match rustix::io::read(&self.copy.0, &mut self.buffer[done..n]) {
@@ -386,8 +377,18 @@ impl Relay {
                 Err(_) => break,
             }
         }
-        self.lines.feed(&self.buffer[..done], log);
-        self.keep_partial();
+        done
+    }
+
+    /// Logs one batch. False if there was nothing.
+    fn pump(&mut self, log: &mut LogFile) -> bool {
+        let n = self.peek(BATCH_BYTES_MAX);
+        if n == 0 {
+            return false;
+        }
+        let before = self.lines.partial().to_vec();
+        self.lines.feed(&self.buffer[..n], log);
+        self.partial.note(before, self.lines.partial(), &self.buffer[..n]);
         // Only now is it taken from the FIFO.
         let mut taken = 0;
         while taken < n {
@@ -401,18 +402,6 @@ impl Relay {
         true
     }
 
-    fn keep_partial(&mut self) {
-        let partial = self.lines.partial();
-        if partial.is_empty() && self.partial_len == 0 {
-            return;
-        }
-        // tmpfs: a copy in memory. If it fails, a shim killed right now would
-        // lose the beginning of one line.
-        let _ = rustix::io::pwrite(&self.partial, partial, 0);
-        self.partial_len = partial.len() as u64;
-        let _ = self.partial.set_len(self.partial_len);
-    }
-
     fn drain(&mut self, log: &mut LogFile) {
         for _ in 0..DRAIN_BATCHES_MAX {
             if !self.pump(log) {
@@ -420,7 +409,7 @@ impl Relay {
             }
         }
         self.lines.finish(log);
-        self.keep_partial();
+        self.partial.note(Vec::new(), b"", b"");
     }
 }
 

@@ -4,6 +4,19 @@
 //! [`Runtime::changes`] is woken; when it ended before its container did
 //! (killed), another shim adopts the container. The agent may end at any time:
 //! the next one finds everything in the containers' folders.
+//!
+//! Where somebody may be killed, and what follows:
+//!
+//! | killed | left behind | who goes on |
+//! |---|---|---|
+//! | agent, before the shim has its lock | a folder, a shim on its way | `Lost`: removed; the shim finds the lock taken or the folder gone |
+//! | agent, while the shim builds | a shim | the next agent waits for `running.json` |
+//! | shim, while it builds | processes in the cgroup | the agent kills the group; the attempt counts as not made |
+//! | shim, as the program begins | `begun`, the container | killed; a run whose end is not known, so that what may run once runs once |
+//! | shim, after `running.json` | the container | the next shim adopts it, also where the answer never came |
+//! | shim, as the container ends | an exit status | the agent's pidfd of the container has it (Linux 6.15), for the next shim |
+//! | agent and shim, as the container ends | nothing | `ContainerStatusUnknown`; what was still in the FIFOs is lost |
+//! | agent, while it removes | a folder, perhaps renamed | removed again; renamed ones at the next start |
 
 use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
@@ -21,7 +34,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::cgroup::Hierarchies;
-use crate::dir::{ContainerDir, is_valid_id};
+use crate::dir::{ContainerDir, EndedFile, GONE, UNSEEN, is_valid_id};
 use crate::exec::{self, ExecHandle, ExecRequest};
 use crate::process;
 use crate::{
@@ -42,6 +55,9 @@ const STATUS_BYTES_MAX: usize = 64 * 1024;
 
 /// Delays between attempts to adopt a container: doubling between these.
 const ADOPT_DELAY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
+
+/// How long a shim may take from its start to its lock.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
 
 const SIGKILL: i32 = 9;
 
@@ -99,6 +115,12 @@ impl ShimRuntime {
             changes: watch::Sender::new(0),
         };
         let runtime = Self { inner: Arc::new(inner) };
+        for entry in fs::read_dir(&runtime.inner.containers)?.flatten() {
+            let path = entry.path();
+            if path.extension().is_some_and(|ending| ending == GONE) {
+                remove_tree(&path)?;
+            }
+        }
         for id in runtime.list() {
             tokio::spawn(watch_over(Arc::clone(&runtime.inner), id, None));
         }
@@ -206,10 +228,22 @@ impl Inner {
         let shim = rustix::process::Pid::from_child(&child);
         tokio::spawn(watch_over(Arc::clone(self), id.clone(), Some(child)));
         let result = self.answer(&id, answer).await;
+        if matches!(result, Err(RuntimeError::Shim { .. }))
+            && let Some(file) = dir.live_process()
+        {
+            // Only the shim was killed, between writing it down and saying so.
+            self.changed();
+            return Ok(Running { pid: Pid(file.pid), started_ms: file.started_ms });
+        }
         if matches!(result, Err(RuntimeError::Shim { .. })) {
             // Whatever it is doing, it must not go on unwatched.
             let _ = rustix::process::kill_process(shim, rustix::process::Signal::KILL);
             self.hierarchies.kill(&spec.cgroup);
+            if dir.has_begun() {
+                self.changed();
+                let reason = crate::state::reason::CONTAINER_STATUS_UNKNOWN;
+                return Err(LaunchError::new(reason, UNSEEN).into());
+            }
         }
         self.changed();
         result
@@ -291,12 +325,18 @@ impl Inner {
         let dir = self.dir(id);
         let deadline = Instant::now() + KILL_TIMEOUT;
         let mut delay = Duration::from_millis(1);
-        loop {
+        let lock = loop {
             match dir.observe() {
                 Observed::Absent => return Ok(()),
                 // The shim goes on for a moment after the exit is known.
                 Observed::Exited(_) if dir.shim().is_some() => {}
-                Observed::Exited(_) | Observed::Lost => break,
+                Observed::Exited(_) | Observed::Lost => match dir.lock_out() {
+                    Ok(Some(lock)) => break lock,
+                    // A shim was on its way.
+                    Ok(None) => {}
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                    Err(error) => return Err(io_error("lock the folder", id)(error)),
+                },
                 Observed::Starting => self.kill_shim(&dir),
                 Observed::Running(_) => self.kill(id, SIGKILL)?,
             }
@@ -307,7 +347,7 @@ impl Inner {
             }
             sleep(delay).await;
             delay = (delay * 2).min(POLL);
-        }
+        };
         let spec = dir.spec().ok();
         if let Some(spec) = &spec {
             self.remove_cgroup(id, &spec.cgroup, deadline).await?;
@@ -316,7 +356,10 @@ impl Inner {
             if let Some(ContainerSpec { workload: Workload::Oci { scratch, .. }, .. }) = &spec {
                 remove_tree(scratch)?;
             }
-            remove_tree(dir.path())
+            unmount_below(dir.path())?;
+            let gone = dir.retire()?;
+            drop(lock);
+            remove_tree(&gone)
         });
         let removed = removal.await.unwrap_or_else(|error| Err(io::Error::other(error)));
         removed.map_err(io_error("remove the files", id))?;
@@ -372,10 +415,15 @@ fn parse_answer(line: &str) -> Option<Result<Running, RuntimeError>> {
 /// Waits for the end of a container's shims, one after the other.
 async fn watch_over(inner: Arc<Inner>, id: String, mut child: Option<Child>) {
     let dir = inner.dir(&id);
+    if child.is_none() {
+        await_shim(&dir).await;
+    }
     let mut delay = ADOPT_DELAY.0;
     // What is written while there is no shim stays in the FIFOs as long as
     // somebody has them open; the container itself may be gone by then.
     let mut held = None;
+    // And how it ended stays known as long as somebody has its pidfd.
+    let mut container = None;
     loop {
         if held.is_none() {
             held = dir.hold_streams().ok();
@@ -389,6 +437,9 @@ async fn watch_over(inner: Arc<Inner>, id: String, mut child: Option<Child>) {
         };
         if let Some(pidfd) = pidfd {
             let began = Instant::now();
+            if container.is_none() {
+                container = await_container(&inner, &dir, &pidfd).await;
+            }
             if let Err(error) = process::ended(pidfd).await {
                 tracing::error!(container = id, %error, "cannot watch the shim");
             }
@@ -409,14 +460,61 @@ async fn watch_over(inner: Arc<Inner>, id: String, mut child: Option<Child>) {
         // share a folder, but a new agent may find the shim its predecessor started).
         sleep(delay).await;
         delay = (delay * 2).min(ADOPT_DELAY.1);
-        if dir.shim().is_some() {
+        if dir.shim().is_some() || dir.spec().is_err() {
             continue;
+        }
+        if container.as_ref().is_some_and(process::has_ended)
+            && let Some(pidfd) = container.take()
+        {
+            keep_status(&dir, pidfd).await;
         }
         tracing::warn!(container = id, "the shim was killed; starting another");
         match inner.spawn(&dir) {
             Ok((shim, _answer)) => child = Some(shim),
             Err(error) => tracing::error!(container = id, %error, "cannot start a shim"),
         }
+    }
+}
+
+/// A shim that the agent before started may not have its lock yet: waits a little
+/// for it, for nobody else would notice what becomes of it.
+async fn await_shim(dir: &ContainerDir) {
+    let deadline = Instant::now() + LOCK_WAIT;
+    while Instant::now() < deadline
+        && dir.path().is_dir()
+        && dir.shim().is_none()
+        && dir.running().is_err()
+        && dir.exit().is_err()
+    {
+        sleep(POLL * 5).await;
+    }
+}
+
+/// Waits until the shim has written down which process the container is, or has
+/// ended; gives a pidfd of it.
+async fn await_container(inner: &Inner, dir: &ContainerDir, shim: &OwnedFd) -> Option<OwnedFd> {
+    let mut delay = POLL;
+    loop {
+        if let Ok(running) = dir.running() {
+            inner.changed();
+            return process::open(running.pid, running.start_ticks).ok();
+        }
+        if process::has_ended(shim) {
+            return None;
+        }
+        sleep(delay).await;
+        delay = (delay * 2).min(Duration::from_secs(1));
+    }
+}
+
+/// Asks the kernel how the container ended, for the shim that is to say it.
+async fn keep_status(dir: &ContainerDir, container: OwnedFd) {
+    let asked =
+        tokio::task::spawn_blocking(move || process::exit_status_of_stranger(&container)).await;
+    if let Ok(Some(status)) = asked
+        && let Err(error) = dir.write("ended.json", &EndedFile { status })
+    {
+        tracing::warn!(%error, "an exit code is lost");
     }
 }
 

@@ -56,6 +56,7 @@ fn main() -> ExitCode {
             a_folder_without_a_shim_is_lost().await;
             ids_never_leave_the_folder().await;
             many_start_at_once().await;
+            what_is_removed_while_a_shim_is_on_its_way_stays_removed().await;
         };
         tokio::time::timeout(DEADLINE * 3, all).await.unwrap();
     });
@@ -257,4 +258,50 @@ async fn many_start_at_once() {
         machine.runtime.remove(id).await.unwrap();
     }
     passed("many_start_at_once");
+}
+
+async fn what_is_removed_while_a_shim_is_on_its_way_stays_removed() {
+    let machine = Machine::new();
+    for round in 0..30 {
+        let id = format!("r-{round}");
+        let spec = machine.spec(&id, "exec sleep 1000");
+        machine.dir(&id).create(&spec).unwrap();
+        // As an agent leaves it that is killed after it has started the shim.
+        let mut shim = Command::new("/proc/self/exe")
+            .arg("shim")
+            .arg(machine.dir(&id).path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        tokio::time::sleep(Duration::from_micros(300 * round)).await;
+        machine.runtime.remove(&id).await.unwrap();
+        assert_eq!(machine.runtime.observe(&id), Observed::Absent);
+        // Whoever was first: the shim ends, and nothing of it runs.
+        until("the shim ends", || shim.try_wait().unwrap().is_some()).await;
+        assert!(!machine.dir(&id).path().exists(), "round {round}");
+        // What it may have launched is in no group here, where it would be found.
+        processes_of(&machine, &id).into_iter().for_each(kill_9);
+    }
+    passed("what_is_removed_while_a_shim_is_on_its_way_stays_removed");
+}
+
+/// Processes that have the container's FIFOs open.
+fn processes_of(machine: &Machine, id: &str) -> Vec<i32> {
+    let folder = machine.dir(id).path().to_str().unwrap().to_owned();
+    let own = i32::try_from(std::process::id()).unwrap();
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let name = entry.file_name().into_string().unwrap();
+        let Some(pid) = name.parse::<i32>().ok().filter(|pid| *pid != own) else { continue };
+        let open = fs::read_dir(entry.path().join("fd")).into_iter().flatten().flatten();
+        let targets = open.filter_map(|descriptor| fs::read_link(descriptor.path()).ok());
+        if targets.filter_map(|path| path.into_os_string().into_string().ok())
+            .any(|path| path.starts_with(&folder))
+        {
+            found.push(pid);
+        }
+    }
+    found
 }

@@ -53,6 +53,9 @@ pub fn guest_main(dir: &Path) -> ExitCode {
     let Ok(pipe) = std::io::stdin().as_fd().try_clone_to_owned() else {
         return ExitCode::FAILURE;
     };
+    if !dies_with_its_shim(dir) {
+        return ExitCode::FAILURE;
+    }
     let mut pipe = File::from(pipe);
     let mut report = |report: Report| {
         let line = serde_json::to_vec(&report).expect("a report is plain data");
@@ -71,6 +74,15 @@ pub fn guest_main(dir: &Path) -> ExitCode {
     let code = ready.run();
     // Not `ExitCode`: the guest's code is an `i32`, and the shim takes its low byte.
     std::process::exit(code)
+}
+
+/// Until it is in its cgroup, where it is found, a guest ends with its shim; false
+/// where that has ended already.
+fn dies_with_its_shim(dir: &Path) -> bool {
+    let signal = rustix::process::Signal::KILL;
+    rustix::process::set_parent_process_death_signal(Some(signal)).is_ok()
+        && rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get())
+            == ContainerDir::new(dir).shim()
 }
 
 /// A guest that is ready to run, in a process that can do nothing else any more.
@@ -98,8 +110,17 @@ fn prepare(dir: &Path) -> Result<Ready, LaunchError> {
     })?;
     let (uid, gid) = user(&config)?;
     cgroup::join(&config).map_err(|err| failure(reason::CREATE_CONTAINER_ERROR, err))?;
+    // From here on it is found, and outlives its shim.
+    rustix::process::set_parent_process_death_signal(None)
+        .map_err(|err| failure(reason::CREATE_CONTAINER_ERROR, err))?;
     let oom = File::create(dir.join(OOM_FILE)).map_err(|err| {
         failure(reason::CREATE_CONTAINER_ERROR, format!("cannot make {OOM_FILE}: {err}"))
+    })?;
+
+    // The last thing that is written here: soon the folder is out of reach. A module
+    // that is refused after this still says so through its report.
+    ContainerDir::new(dir).begin().map_err(|err| {
+        failure(reason::CREATE_CONTAINER_ERROR, format!("cannot write its folder: {err}"))
     })?;
 
     let engine = Engine::new(&engine::node_config())

@@ -19,6 +19,10 @@ use super::wait::until;
 pub(crate) struct Agent {
     pub(crate) name: String,
     pub(crate) number: u8,
+    /// Further flags of `run`.
+    pub(crate) flags: Vec<String>,
+    /// Variables that its process gets, and its shims do not.
+    pub(crate) variables: Vec<(String, String)>,
     dir: PathBuf,
     registry: Option<String>,
     process: Option<Process>,
@@ -38,7 +42,10 @@ impl Agent {
     pub(crate) fn new(dir: &Path, name: &str, number: u8, registry: Option<String>) -> Self {
         let dir = dir.join(name);
         fs::create_dir_all(&dir).expect("the folder is made");
-        Self { name: name.to_owned(), number, dir, registry, process: None }
+        // What is left on the machine that runs the tests is not what they are about.
+        let flags = vec!["--eviction-hard=memory.available<1Mi".to_owned()];
+        let variables = Vec::new();
+        Self { name: name.to_owned(), number, flags, variables, dir, registry, process: None }
     }
 
     pub(crate) fn state_dir(&self) -> PathBuf {
@@ -83,7 +90,13 @@ impl Agent {
         if let Some(registry) = &self.registry {
             command.args(["--insecure-registry", registry]);
         }
+        command.args(&self.flags).envs(self.variables.iter().cloned());
         self.process = Some(Process::start(&mut command, &self.log_file()));
+    }
+
+    /// Gives the board a disk of this size, for its state. Before it joins.
+    pub(crate) fn plug_in_disk(&self, mebibytes: u32) {
+        mount_disk(&self.state_dir(), mebibytes);
     }
 
     pub(crate) fn is_running(&mut self) -> bool {
@@ -108,6 +121,20 @@ impl Agent {
             entries.flatten().filter_map(|entry| running(&entry.path())).collect();
         all.sort();
         all
+    }
+
+    /// The cgroups of the containers that run, as paths below a hierarchy's root.
+    pub(crate) fn cgroups_of_running(&self) -> std::collections::BTreeSet<String> {
+        let Ok(entries) = fs::read_dir(self.run_dir().join("containers")) else {
+            return std::collections::BTreeSet::new();
+        };
+        entries
+            .flatten()
+            .filter(|entry| running(&entry.path()).is_some())
+            .filter_map(|entry| fs::read(entry.path().join("config.json")).ok())
+            .filter_map(|bytes| serde_json::from_slice::<Value>(&bytes).ok())
+            .filter_map(|spec| Some(spec["cgroup"].as_str()?.to_owned()))
+            .collect()
     }
 
     /// What a container's process sees as `path`.
@@ -168,7 +195,7 @@ impl Agent {
     }
 
     /// What is mounted below its folders.
-    fn mounts(&self) -> Vec<PathBuf> {
+    pub(crate) fn mounts(&self) -> Vec<PathBuf> {
         let below = [self.state_dir(), self.run_dir()];
         read_lossy(Path::new("/proc/self/mountinfo"))
             .lines()
@@ -237,6 +264,15 @@ fn running(folder: &Path) -> Option<Running> {
         pid,
         start_ticks,
     })
+}
+
+/// Mounts a tmpfs of this size, which is a disk that is soon full.
+pub(crate) fn mount_disk(folder: &Path, mebibytes: u32) {
+    fs::create_dir_all(folder).expect("the folder is made");
+    let options = format!("mode=700,size={mebibytes}m");
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some("tmpfs"), folder, Some("tmpfs"), flags, Some(options.as_str()))
+        .expect("the tests run as root");
 }
 
 fn folders_in(path: &Path) -> impl Iterator<Item = PathBuf> + use<> {

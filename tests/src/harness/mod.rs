@@ -100,6 +100,16 @@ impl World {
         Self { api, agents: Vec::new(), master, registry: None, network, place }
     }
 
+    /// A master whose disk has this size.
+    pub(crate) fn master_with_disk(mebibytes: u32) -> Self {
+        let place = Place::new();
+        let network = Network::new(&place.name);
+        agent::mount_disk(&place.dir.join("master"), mebibytes);
+        let master = Master::start(&place.dir, None);
+        let api = master.api();
+        Self { api, agents: Vec::new(), master, registry: None, network, place }
+    }
+
     /// A master, a registry and ready nodes `node-1`, `node-2` and so on.
     pub(crate) fn with_nodes(n_nodes: u8) -> Self {
         let place = Place::new();
@@ -281,6 +291,8 @@ impl Drop for World {
             agent.clear();
         }
         self.master.kill();
+        // Where it was given a disk of its own.
+        let _ = nix::mount::umount2(&self.master.data_dir(), nix::mount::MntFlags::MNT_DETACH);
     }
 }
 

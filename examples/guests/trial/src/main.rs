@@ -8,6 +8,7 @@
 //! | `list PATH` | prints the names in a folder |
 //! | `allocate MIB` | takes and touches that much memory |
 //! | `spin` | computes for ever |
+//! | `count` | prints `line 1`, `line 2` and so on, ten a second, for ever |
 //! | `sleep` | waits for ever |
 //! | `panic` | panics |
 //! | `exit CODE` | exits |
@@ -61,6 +62,12 @@ fn main() {
                 let mut n = 0_u64;
                 loop {
                     n = std::hint::black_box(n.wrapping_add(1));
+                }
+            }
+            "count" => {
+                for n in 1_u64.. {
+                    println!("line {n}");
+                    sleep(Duration::from_millis(100));
                 }
             }
             "sleep" => {

@@ -9,6 +9,42 @@ pub(super) const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
 /// The taint of a cordoned node.
 const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
 
+/// A kind of pressure: its condition and its taint, which keeps new pods away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pressure {
+    /// Little memory is left.
+    Memory,
+    /// Little disk is left.
+    Disk,
+    /// Few process ids are left.
+    Pid,
+}
+
+impl Pressure {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Memory, Self::Disk, Self::Pid];
+
+    /// The condition a node says it with.
+    #[must_use]
+    pub fn condition(self) -> &'static str {
+        match self {
+            Self::Memory => "MemoryPressure",
+            Self::Disk => "DiskPressure",
+            Self::Pid => "PIDPressure",
+        }
+    }
+
+    /// The key of its taint.
+    #[must_use]
+    pub fn taint(self) -> &'static str {
+        match self {
+            Self::Memory => "node.kubernetes.io/memory-pressure",
+            Self::Disk => "node.kubernetes.io/disk-pressure",
+            Self::Pid => "node.kubernetes.io/pid-pressure",
+        }
+    }
+}
+
 /// `status` of the condition `Ready`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ready {
@@ -44,6 +80,8 @@ pub struct Facts<'a> {
     pub cordoned: bool,
     /// Whether more than half of the nodes vanished together.
     pub disrupted: bool,
+    /// What it says it is short of.
+    pub pressures: &'a [Pressure],
     /// Its taints.
     pub taints: &'a [Taint],
 }
@@ -75,7 +113,8 @@ pub fn plan(facts: &Facts<'_>) -> Vec<Step> {
     let add: Vec<Taint> =
         wanted.iter().filter(|taint| !has(facts.taints, taint)).cloned().collect();
     let stale = |taint: &&Taint| {
-        let own = matches!(&*taint.key, NOT_READY | UNREACHABLE | UNSCHEDULABLE);
+        let own = matches!(&*taint.key, NOT_READY | UNREACHABLE | UNSCHEDULABLE)
+            || Pressure::ALL.iter().any(|pressure| pressure.taint() == &*taint.key);
         own && !has(&wanted, taint)
     };
     let remove: Vec<Taint> = facts.taints.iter().filter(stale).cloned().collect();
@@ -103,6 +142,9 @@ fn wanted(facts: &Facts<'_>) -> Vec<Taint> {
         if !(facts.disrupted && facts.ready == Ready::Unknown) || there {
             wanted.push(taint(key, Effect::NoExecute));
         }
+    }
+    for pressure in facts.pressures {
+        wanted.push(taint(pressure.taint(), Effect::NoSchedule));
     }
     if facts.cordoned {
         wanted.push(taint(UNSCHEDULABLE, Effect::NoSchedule));

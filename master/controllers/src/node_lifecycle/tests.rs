@@ -8,7 +8,7 @@ use scheduler::{Effect, Taint};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::{Facts, Ready, Step, plan};
+use super::{Facts, Pressure, Ready, Step, plan};
 use crate::cluster::{Cluster as _, kinds};
 use crate::fake::FakeCluster;
 use crate::testing::{World, deployment, events_of, pods_of};
@@ -18,6 +18,7 @@ fn taints() -> impl Strategy<Value = Vec<Taint>> {
         Just("node.kubernetes.io/not-ready"),
         Just("node.kubernetes.io/unreachable"),
         Just("node.kubernetes.io/unschedulable"),
+        Just("node.kubernetes.io/memory-pressure"),
         Just("gpu"),
     ];
     let effect = prop_oneof![Just(Effect::NoSchedule), Just(Effect::NoExecute)];
@@ -39,7 +40,7 @@ proptest! {
         ready in prop_oneof![
             Just(Ready::True), Just(Ready::False), Just(Ready::Unknown), Just(Ready::Unsaid)],
         silent in any::<bool>(), cordoned in any::<bool>(), disrupted in any::<bool>(),
-        taints in taints(),
+        pressures in prop::sample::subsequence(Pressure::ALL.to_vec(), 0..=3), taints in taints(),
     ) {
         let others = |taints: &[Taint]| -> Vec<Taint> {
             taints.iter().filter(|taint| &*taint.key == "gpu").cloned().collect()
@@ -47,7 +48,9 @@ proptest! {
         let (mut ready, mut taints) = (ready, taints);
         let foreign = others(&taints);
         for pass in 0..3 {
-            let steps = plan(&Facts { ready, silent, cordoned, disrupted, taints: &taints });
+            let facts =
+                Facts { ready, silent, cordoned, disrupted, pressures: &pressures, taints: &taints };
+            let steps = plan(&facts);
             if steps.is_empty() {
                 break;
             }
@@ -65,6 +68,10 @@ proptest! {
         prop_assert_eq!(others(&taints), foreign);
         let has = |key: &str, effect| taints.iter().any(|t| &*t.key == key && t.effect == effect);
         prop_assert_eq!(has("node.kubernetes.io/unschedulable", Effect::NoSchedule), cordoned);
+        for pressure in Pressure::ALL {
+            let wanted = pressures.contains(&pressure);
+            prop_assert_eq!(has(pressure.taint(), Effect::NoSchedule), wanted);
+        }
         let unreachable = has("node.kubernetes.io/unreachable", Effect::NoSchedule);
         prop_assert_eq!(unreachable, ready == Ready::Unknown);
         let ready_again = ready == Ready::True;

@@ -7,6 +7,8 @@ use api::view::{self, NodeView, condition};
 use api::{Value, meta};
 use scheduler::{Effect, Resources, Taint};
 
+use crate::node_lifecycle::Pressure;
+
 use super::{Meta, Projection, Term, intern, time};
 
 /// Labels that say what a node is.
@@ -37,6 +39,8 @@ pub struct Node {
     pub taints_added: Vec<Option<Timestamp>>,
     /// `status` of the condition `Ready`; empty where there is none.
     pub ready: Arc<str>,
+    /// What it says it is short of.
+    pub pressures: Vec<Pressure>,
     /// `spec.podCIDR`, or empty.
     pub pod_cidr: Arc<str>,
 }
@@ -97,6 +101,13 @@ impl Projection for Node {
             meta: own,
             schedulable,
             taints_added: taints.into_iter().map(|(_, added)| added).collect(),
+            pressures: Pressure::ALL
+                .into_iter()
+                .filter(|pressure| {
+                    condition(&read.status.conditions, pressure.condition())
+                        .is_some_and(|condition| condition.status == "True")
+                })
+                .collect(),
             ready: intern(ready.map_or("", |ready| &ready.status)),
             pod_cidr: intern(&read.spec.pod_cidr),
         }

@@ -65,14 +65,21 @@ pub fn shared_config() -> Config {
     config
 }
 
-/// The settings of an engine that only maps compiled code.
-#[must_use]
-pub fn node_config() -> Config {
+/// The settings of an engine that only maps code compiled for `target`, one of
+/// [`TARGETS`] that this machine runs: its own, or Pulley bytecode of its word size.
+///
+/// # Errors
+///
+/// Another machine's code.
+pub fn node_config(target: &str) -> wasmtime::Result<Config> {
     let mut config = shared_config();
+    if target.starts_with("pulley") {
+        config.target(target)?;
+    }
     // A build of the whole workspace links the compiler into every program
     // (Cargo unifies features); a node must not use it even then.
     #[cfg(feature = "compile")]
     config.enable_compiler(false);
     config.wasm_backtrace_max_frames(std::num::NonZeroUsize::new(16));
-    config
+    Ok(config)
 }

@@ -154,7 +154,7 @@ mod tests {
             &EMPTY,
             "mips",
             "target \"mips\" is not one of x86_64-unknown-linux-gnu, aarch64-unknown-linux-gnu, \
-             riscv64gc-unknown-linux-gnu, pulley32, pulley64",
+             pulley32, pulley64",
         );
         check(
             &EMPTY,

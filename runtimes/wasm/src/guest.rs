@@ -17,7 +17,7 @@ mod http;
 mod limits;
 mod wasi;
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsRawFd;
 use std::panic::AssertUnwindSafe;
@@ -35,7 +35,7 @@ use crate::confine::NOBODY;
 use crate::{confine, engine};
 use command::Program;
 use cpu::Cpu;
-pub(crate) use end::{ENDED_FILE, Ended};
+pub(crate) use end::OOM_FILE;
 use end::{End, Exit};
 use limits::Budget;
 
@@ -117,7 +117,7 @@ fn prepare(
     let create = |err: &dyn std::fmt::Display| failure(reason::CREATE_CONTAINER_ERROR, err);
     let wasm = |err: wasmtime::Error| create(&format!("{err:#}"));
     let (uid, gid) = user(spec)?;
-    let end = End::open(dir).map_err(|err| create(&format!("cannot make {ENDED_FILE}: {err}")))?;
+    let mut end = End::open(dir).map_err(|err| create(&format!("cannot make {OOM_FILE}: {err}")))?;
     // Lowering it takes CAP_SYS_RESOURCE, which not every service manager leaves.
     let _ = fs::write("/proc/self/oom_score_adj", spec.resources.oom_score_adj.to_string());
 
@@ -128,6 +128,7 @@ fn prepare(
         return Err(create(&"not a WASM container"));
     };
     confine::enter(spec, &dir.join("root")).map_err(|err| create(&err))?;
+    end.open_inside();
     // While root, so that it may be below 1024.
     let listener = match signature.world {
         World::Command => None,
@@ -240,9 +241,4 @@ impl Ready {
         end.write(&exit);
         exit.code
     }
-}
-
-/// Opens a file that `path` names, for messages of this crate.
-fn create(path: &Path) -> io::Result<File> {
-    File::create(path)
 }

@@ -22,12 +22,10 @@ use runtime::cgroup::Hierarchies;
 use runtime::{ContainerSpec, LaunchError, Launcher, Pid, Resources, reason};
 
 use crate::engine;
-use crate::guest::{self, ENDED_FILE, Ended, Report};
+use crate::guest::{self, OOM_FILE, Report};
 
 /// Most bytes of a guest's report.
 const REPORT_BYTES_MAX: u64 = 64 << 10;
-/// Most bytes of what is known of a guest's end.
-const ENDED_BYTES_MAX: u64 = 64 << 10;
 /// What the engine itself may use beside the guest's memory, in bytes.
 const ENGINE_BYTES: u64 = 16 << 20;
 /// Most threads of a guest's process where nothing else is said. It makes one
@@ -38,12 +36,13 @@ const THREADS_MAX: u64 = 32;
 #[derive(Clone, Debug)]
 pub struct WasmLauncher {
     target: Option<String>,
+    throttled: bool,
 }
 
 impl Default for WasmLauncher {
     /// Runs what is compiled for this machine's kind.
     fn default() -> Self {
-        Self { target: engine::local_target().map(str::to_owned) }
+        Self { target: engine::local_target().map(str::to_owned), throttled: false }
     }
 }
 
@@ -52,7 +51,14 @@ impl WasmLauncher {
     /// word size, on a machine that also has an engine for native code.
     #[must_use]
     pub fn for_target(target: &str) -> Self {
-        Self { target: Some(target.to_owned()) }
+        Self { target: Some(target.to_owned()), throttled: false }
+    }
+
+    /// The same, as if the kernel had no CPU controller: the guest's process
+    /// keeps to its limit by itself.
+    #[must_use]
+    pub fn throttled(self) -> Self {
+        Self { throttled: true, ..self }
     }
 }
 
@@ -92,7 +98,7 @@ impl Launcher for WasmLauncher {
             .create(&spec.cgroup, &limits(&spec.resources))
             .map_err(|err| failed("cannot make the cgroup", &err))?;
         // Where the kernel cannot limit it, the guest's process does.
-        let throttled = !hierarchies.support().cpu && spec.resources.cpu_limit_millis != 0;
+        let throttled = self.throttled || !hierarchies.support().cpu;
         let pipe = || io::pipe().map_err(|err| failed("cannot make a pipe", &err));
         let (from_guest, report) = pipe()?;
         let (go, mut say_go) = pipe()?;
@@ -123,7 +129,7 @@ impl Launcher for WasmLauncher {
     }
 
     fn out_of_memory(&self, dir: &Path) -> bool {
-        ended(dir).is_some_and(|ended| ended.out_of_memory)
+        fs::metadata(dir.join(OOM_FILE)).is_ok_and(|file| file.len() != 0)
     }
 }
 
@@ -141,13 +147,6 @@ fn read_report(from_guest: io::PipeReader) -> Report {
     })
 }
 
-/// What the guest's process left to say about its end.
-fn ended(dir: &Path) -> Option<Ended> {
-    let mut bytes = Vec::new();
-    File::open(dir.join(ENDED_FILE)).ok()?.take(ENDED_BYTES_MAX).read_to_end(&mut bytes).ok()?;
-    serde_json::from_slice(&bytes).ok()
-}
-
 /// In the child: standard streams of its own, and nothing else of the shim's
 /// but the two pipes.
 fn become_guest(
@@ -161,6 +160,7 @@ fn become_guest(
     nix::unistd::dup2(streams[1], 2)?;
     let _ = nix::sys::prctl::set_name(c"wasm-guest");
     let kept = [0, 1, 2, report.as_raw_fd(), go.as_raw_fd()];
+    drop(null);
     let open: Vec<RawFd> = fs::read_dir("/proc/self/fd")?
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
@@ -178,21 +178,6 @@ fn become_guest(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_the_guests_process_left_is_read_or_ignored() {
-        let folder = tempfile::tempdir().unwrap();
-        let check = |text: &[u8], expected: Option<bool>| {
-            fs::write(folder.path().join(ENDED_FILE), text).unwrap();
-            assert_eq!(ended(folder.path()).map(|ended| ended.out_of_memory), expected);
-        };
-        check(br#"{"out_of_memory":true,"message":"m"}"#, Some(true));
-        check(b"", None);
-        check(br#"{"out_of_memory":"#, None);
-        check(b"[1]", None);
-        check(&[b'['; 100_000], None);
-        assert!(ended(Path::new("/no/such/folder")).is_none());
-    }
 
     #[test]
     fn the_engine_has_room_beside_the_guest_and_threads_are_few() {

@@ -1,11 +1,10 @@
 //! How a guest ended: the exit code a process would have had, a line for the
-//! log, and what the shim reads afterwards.
+//! log, last words for the pod's status, and what the shim reads afterwards.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
 use wasmtime::Trap;
 use wasmtime_wasi::I32Exit;
 
@@ -19,34 +18,43 @@ pub(super) const EXIT_TRAPPED: i32 = 134;
 /// Most bytes of a message: Kubernetes' bound for a termination message.
 const MESSAGE_BYTES_MAX: usize = 4096;
 
-/// Name of the file in the container's folder that holds an [`Ended`].
-pub(crate) const ENDED_FILE: &str = "ended";
+/// Name of the file in the container's folder that is not empty once the guest
+/// has reached its memory limit.
+pub(crate) const OOM_FILE: &str = "oom";
 
-/// What the guest's process knows of its end, for the shim.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Ended {
-    /// Whether the guest reached its memory limit.
-    pub(crate) out_of_memory: bool,
-    /// Why it ended, where not by itself.
-    pub(crate) message: String,
-}
+/// Where Kubernetes looks for the last words of a container, if the agent has
+/// mounted something there.
+const LAST_WORDS: &str = "/dev/termination-log";
 
-/// Where [`Ended`] goes: opened before the process loses its way to the folder.
+/// Where the end is written: opened before the process may open nothing more.
 #[derive(Debug)]
 pub(super) struct End {
-    file: File,
+    oom: File,
+    last_words: Option<File>,
 }
 
 impl End {
+    /// Opens what lies in the container's folder.
     pub(super) fn open(dir: &Path) -> io::Result<Self> {
-        Ok(Self { file: super::create(&dir.join(ENDED_FILE))? })
+        Ok(Self { oom: File::create(dir.join(OOM_FILE))?, last_words: None })
     }
 
+    /// Opens what lies in the guest's root, as root.
+    pub(super) fn open_inside(&mut self) {
+        self.last_words = OpenOptions::new().append(true).open(LAST_WORDS).ok();
+    }
+
+    /// Where something cannot be written, the exit code still says the most of it.
     pub(super) fn write(&mut self, exit: &Exit) {
-        if exit.ended != Ended::default() {
-            let json = serde_json::to_vec(&exit.ended).expect("it is plain data");
-            // Where it cannot be written, the exit code still says the most of it.
-            let _ = self.file.write_all(&json);
+        if exit.out_of_memory {
+            let _ = self.oom.write_all(b"1");
+        }
+        if let Some(file) = &mut self.last_words
+            && !exit.message.is_empty()
+            // What the guest itself has to say is worth more.
+            && file.metadata().is_ok_and(|file| file.len() == 0)
+        {
+            let _ = file.write_all(exit.message.as_bytes());
         }
     }
 }
@@ -55,13 +63,16 @@ impl End {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Exit {
     pub(super) code: i32,
-    pub(super) ended: Ended,
+    /// Whether the guest reached its memory limit.
+    pub(super) out_of_memory: bool,
+    /// Why it ended, where not by itself.
+    pub(super) message: String,
 }
 
 impl Exit {
     /// By itself, with this code.
     pub(super) fn with(code: i32) -> Self {
-        Self { code, ended: Ended::default() }
+        Self { code, out_of_memory: false, message: String::new() }
     }
 
     /// By SIGTERM.
@@ -81,8 +92,7 @@ impl Exit {
             (None, None) => (1, format!("{err:#}")),
         };
         say(&format!("the guest ended: {err:#}"));
-        let ended = Ended { out_of_memory: out_of_memory.is_some(), message: plain(&message) };
-        Self { code, ended }
+        Self { code, out_of_memory: out_of_memory.is_some(), message: plain(&message) }
     }
 }
 
@@ -111,8 +121,8 @@ mod tests {
     fn codes_are_those_of_a_process() {
         let check = |err: wasmtime::Error, limit: Option<&str>, code: i32, message: &str| {
             let exit = Exit::failed(&err, limit.map(str::to_owned));
-            assert_eq!((exit.code, exit.ended.message.as_str()), (code, message));
-            assert_eq!(exit.ended.out_of_memory, limit.is_some());
+            assert_eq!((exit.code, exit.message.as_str()), (code, message));
+            assert_eq!(exit.out_of_memory, limit.is_some());
         };
         check(I32Exit(7).into(), None, 7, "");
         check(Trap::StackOverflow.into(), None, 134, "wasm trap: call stack exhausted");

@@ -158,10 +158,13 @@ async fn serve_connection(
         .max_headers(HEADERS_MAX)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
+    let drain = async move {
+        let _ = draining.wait_for(|draining| *draining).await;
+    };
     // What a client did wrong it was told; the log is the guest's.
     tokio::select! {
         _ = connection.as_mut() => {}
-        _ = draining.wait_for(|draining| *draining) => {
+        () = drain => {
             connection.as_mut().graceful_shutdown();
             let _ = connection.await;
         }

@@ -1,5 +1,6 @@
 //! What a guest sees of the world: arguments, variables, files, the pod's network.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use runtime::ContainerSpec;
@@ -22,7 +23,7 @@ pub(super) struct Context {
     args: Vec<String>,
     env: Vec<(String, String)>,
     cwd: String,
-    /// The folders the guest may change, by their path in its root.
+    /// The folders and files the guest may change, by their path in its root.
     writable: Vec<PathBuf>,
 }
 
@@ -36,14 +37,11 @@ impl Context {
             args,
             env: spec.env.clone(),
             cwd: spec.cwd.clone(),
-            writable: writable
-                .map(|mount| PathBuf::from(&mount.destination))
-                .filter(|path| path.is_dir())
-                .collect(),
+            writable: writable.map(|mount| PathBuf::from(&mount.destination)).collect(),
         }
     }
 
-    /// The folders the guest may change.
+    /// The folders and files the guest may change.
     pub(super) fn writable(&self) -> &[PathBuf] {
         &self.writable
     }
@@ -53,16 +51,21 @@ impl Context {
     /// # Errors
     ///
     /// A folder cannot be opened.
-    pub(super) fn build(&self) -> wasmtime::Result<WasiCtxBuilder> {
+    pub(super) fn build<'a>(&'a self) -> wasmtime::Result<WasiCtxBuilder> {
         let mut wasi = WasiCtxBuilder::new();
         // Files are read and written on a thread beside: a guest that waits on its own
         // thread (a preview 1 `sleep` would) could not be stopped.
         wasi.inherit_stdout().inherit_stderr();
         wasi.args(&self.args).envs(&self.env);
         // The process is in the pod's network namespace: the pod's network is all there is.
-        wasi.inherit_network().allow_ip_name_lookup(true);
+        wasi.inherit_network().allow_ip_name_lookup(true).allow_tcp(true).allow_udp(true);
         open(&mut wasi, Path::new("/"), FsPerms::ReadOnly)?;
-        for path in &self.writable {
+        // A file that may be written is found through its folder, where all else is
+        // read-only to the kernel.
+        let folder = |path: &'a Path| if path.is_dir() { Some(path) } else { path.parent() };
+        let folders: BTreeSet<&Path> =
+            self.writable.iter().filter_map(|path| folder(path)).collect();
+        for path in folders {
             open(&mut wasi, path, FsPerms::ReadWrite)?;
         }
         if !self.cwd.is_empty() {
@@ -127,10 +130,7 @@ pub(super) fn link(
     engine: &wasmtime::Engine,
 ) -> wasmtime::Result<wasmtime::component::Linker<ComponentState>> {
     let mut linker = wasmtime::component::Linker::new(engine);
-    let mut options = wasmtime_wasi::p2::bindings::LinkOptions::default();
-    // Not yet in a release of WASI, but some toolchains import it already.
-    options.cli_exit_with_code(true);
-    wasmtime_wasi::p2::add_to_linker_with_options_async(&mut linker, &options)?;
+    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     Ok(linker)
 }

@@ -100,8 +100,9 @@ async fn tables_are_bounded(node: &Node<'_>) {
         assert!(log.contains("pinnace: the guest ended: "), "{log}");
     }
     // Growing is told that it failed: -1.
-    let text = r#"(module (table $t 1 funcref)
+    let text = r#"(module
         (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+        (table $t 1 funcref)
         (func (export "_start")
             (call $exit (i32.eq (i32.const -1)
                 (table.grow $t (ref.null func) (i32.const 100000000))))))"#;

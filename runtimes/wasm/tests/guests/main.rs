@@ -57,6 +57,8 @@ fn main() -> ExitCode {
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
         .unwrap();
     let guests = Guests::build();
+    let executor =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let filter = args.iter().skip(1).find(|arg| !arg.starts_with('-'));
     let mut n_passed = 0;
     let mut failed = Vec::new();
@@ -76,7 +78,7 @@ fn main() -> ExitCode {
         let _ = std::io::stdout().flush();
         let node = Node::new(&guests);
         let result = std::panic::catch_unwind(AssertUnwindSafe(|| {
-            node.executor.block_on(async {
+            executor.block_on(async {
                 tokio::time::timeout(DEADLINE, test(&node)).await.expect("in time");
             });
         }));

@@ -60,7 +60,6 @@ pub(crate) struct Node<'a> {
     folder: tempfile::TempDir,
     pub(crate) key: Ed25519KeyPair,
     pub(crate) cgroup_root: String,
-    pub(crate) executor: tokio::runtime::Runtime,
 }
 
 pub(crate) type Test = for<'a> fn(&'a Node<'a>) -> std::pin::Pin<Box<dyn Future<Output = ()> + 'a>>;
@@ -98,7 +97,6 @@ impl<'a> Node<'a> {
             key: Ed25519KeyPair::from_pkcs8(document.as_ref()).unwrap(),
             cgroup_root: format!("/pinnace-test-{unique}"),
             folder,
-            executor: tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap(),
         }
     }
 

@@ -279,6 +279,11 @@ impl World {
     }
 
     /// Where a board keeps what a loss of power takes.
+    /// The name of the agent's cgroup, above those of its pods.
+    pub(crate) fn cgroup(&self, board: &str) -> String {
+        cgroup(&self.name, board)
+    }
+
     pub(crate) fn run_dir(&self, board: &str) -> PathBuf {
         run_dir(&self.name, board)
     }

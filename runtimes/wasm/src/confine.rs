@@ -156,6 +156,8 @@ pub(crate) fn drop_privileges(
         caps::clear(None, set).map_err(capability("cannot drop capabilities"))?;
     }
     nix::sys::prctl::set_dumpable(false).context(|| "cannot become undumpable".to_owned())?;
+    // The kernel has forgotten it where the user changed; user 0 stays who it was.
+    nix::sys::prctl::set_pdeathsig(None).context(|| "cannot outlive the shim".to_owned())?;
     nix::sys::prctl::set_no_new_privs().context(|| "cannot set no_new_privs".to_owned())?;
     restrict_files(writable).map_err(|err| ConfineError {
         what: "cannot confine files".to_owned(),

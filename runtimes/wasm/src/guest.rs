@@ -65,6 +65,7 @@ pub(crate) fn main(
     let code = std::panic::catch_unwind(AssertUnwindSafe(|| {
         let Ok((mut report, go)) = pipes else { return 1 };
         let ready = prepare(spec, dir, target, throttled).and_then(|ready| {
+            // In its cgroup it is found, also by another shim.
             wait_for_go(go).map_err(|err| failure(reason::CREATE_CONTAINER_ERROR, err))?;
             Ok(ready)
         });

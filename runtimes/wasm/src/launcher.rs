@@ -102,10 +102,13 @@ impl Launcher for WasmLauncher {
         let pipe = || io::pipe().map_err(|err| failed("cannot make a pipe", &err));
         let (from_guest, report) = pipe()?;
         let (go, mut say_go) = pipe()?;
+        let shim = nix::unistd::getpid();
         // SAFETY: a shim has one thread, so no lock can be held by another.
         match unsafe { fork() }.map_err(|err| failed("cannot start a process", &err))? {
             ForkResult::Child => {
-                let begun = become_guest(&[out.as_raw_fd(), err.as_raw_fd()], &report, &go);
+                let begun = die_with(shim).and_then(|()| {
+                    become_guest(&[out.as_raw_fd(), err.as_raw_fd()], &report, &go)
+                });
                 guest::main(spec, dir, target, throttled, begun.map(|()| (report, go)))
             }
             ForkResult::Parent { child } => {
@@ -145,6 +148,13 @@ fn read_report(from_guest: io::PipeReader) -> Report {
             "the guest's process ended before it started the guest",
         ))
     })
+}
+
+/// In the child: until it has dropped its privileges it ends with its shim; from
+/// then on it ends where "go" does not come.
+fn die_with(shim: nix::unistd::Pid) -> io::Result<()> {
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
+    if nix::unistd::getppid() == shim { Ok(()) } else { Err(io::ErrorKind::NotConnected.into()) }
 }
 
 /// In the child: standard streams of its own, and nothing else of the shim's

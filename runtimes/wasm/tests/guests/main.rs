@@ -16,6 +16,7 @@ macro_rules! tests {
     };
 }
 mod basics;
+mod bench;
 mod compiler;
 mod files;
 mod hostile;
@@ -23,14 +24,16 @@ mod http;
 mod network;
 
 use std::io::Write as _;
+use std::os::fd::OwnedFd;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use pinnace_wasm::WasmLauncher;
+use runtime::{ContainerSpec, LaunchError, Launcher, Pid};
 
 use node::{Guests, Node};
 
@@ -44,6 +47,8 @@ fn main() -> ExitCode {
         Some("shim-pulley") => return shim(&args[2], WasmLauncher::for_target("pulley64")),
         Some("shim-throttled") => return shim(&args[2], WasmLauncher::default().throttled()),
         Some("compile") => return pinnace_wasm::compile::child::compile_main(&args[2]),
+        Some("shim-plain") => return runtime::shim_main(Path::new(&args[2]), |_| Box::new(Plain)),
+        Some("nothing") => return ExitCode::SUCCESS,
         // What a broken compiler might do.
         Some("hang") => std::thread::sleep(DEADLINE * 100),
         Some("fail") => return ExitCode::FAILURE,
@@ -59,6 +64,11 @@ fn main() -> ExitCode {
     let guests = Guests::build();
     let executor =
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    if args.get(1).is_some_and(|first| first == "bench") {
+        let n_rounds = args.get(2).map_or(20, |n| n.parse().expect("a number of rounds"));
+        executor.block_on(bench::measure(&Node::new(&guests), n_rounds));
+        return ExitCode::SUCCESS;
+    }
     let filter = args.iter().skip(1).find(|arg| !arg.starts_with('-'));
     let mut n_passed = 0;
     let mut failed = Vec::new();
@@ -95,4 +105,20 @@ fn main() -> ExitCode {
 
 fn shim(dir: &str, launcher: WasmLauncher) -> ExitCode {
     runtime::shim_main(Path::new(dir), |_| Box::new(launcher.clone()))
+}
+
+/// Starts a command that waits: what a shim costs without WASM.
+struct Plain;
+
+impl Launcher for Plain {
+    fn launch(
+        &self,
+        _: &ContainerSpec,
+        _: &Path,
+        out: OwnedFd,
+        err: OwnedFd,
+    ) -> Result<Pid, LaunchError> {
+        let child = Command::new("/bin/sleep").arg("1000").stdout(out).stderr(err).spawn();
+        Ok(Pid(i32::try_from(child.unwrap().id()).unwrap()))
+    }
 }

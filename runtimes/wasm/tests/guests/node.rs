@@ -1,6 +1,8 @@
 //! One node as the tests see it: guests, a key, a pod's namespaces and volumes,
 //! and the real shim.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -59,6 +61,8 @@ pub(crate) struct Node<'a> {
     pub(crate) guests: &'a Guests,
     folder: tempfile::TempDir,
     pub(crate) key: Ed25519KeyPair,
+    /// Compiled code by its size, which tells the guests apart.
+    codes: RefCell<BTreeMap<u64, Vec<u8>>>,
     pub(crate) cgroup_root: String,
 }
 
@@ -94,10 +98,16 @@ impl<'a> Node<'a> {
         let unique = root.file_name().unwrap().to_str().unwrap().replace('.', "");
         Self {
             guests,
+            codes: RefCell::default(),
             key: Ed25519KeyPair::from_pkcs8(document.as_ref()).unwrap(),
             cgroup_root: format!("/pinnace-test-{unique}"),
             folder,
         }
+    }
+
+    /// Code that some spec was made with.
+    pub(crate) fn code_of(&self, size: u64) -> Vec<u8> {
+        self.codes.borrow()[&size].clone()
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -120,6 +130,7 @@ impl<'a> Node<'a> {
         let Compiled { code, world } = compile(module, target).unwrap();
         let path = self.path("code.cwasm");
         fs::write(&path, &code).unwrap();
+        self.codes.borrow_mut().insert(code.len() as u64, code.clone());
         let digest = ring::digest::digest(&ring::digest::SHA256, &code);
         let mut artifact = ArtifactV1 {
             module: "sha256:00".to_owned(),

@@ -236,3 +236,29 @@ async fn refusals_are_said_and_not_repeated_at_once() {
     master.restart();
     assert!(master.files("new").is_empty());
 }
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_are_none_are_refused() {
+    let master = Master::new(1 << 20);
+    let whole = postcard::to_stdvec(&BlobRequestV1 {
+        pod: [7; 16],
+        container: "c".into(),
+        target: target(),
+        offset: 0,
+    })
+    .unwrap();
+    let length = |n: usize| u16::try_from(n).unwrap().to_le_bytes().to_vec();
+    let mut all = vec![vec![], vec![1], length(0), length(u16::MAX.into())];
+    for n in 0..whole.len() {
+        all.push([length(n), whole[..n].to_vec()].concat());
+        all.push([length(whole.len()), whole[..n].to_vec()].concat());
+    }
+    all.push([length(REQUEST_BYTES_MAX), vec![0xff; REQUEST_BYTES_MAX]].concat());
+    for bytes in all {
+        let (mut node, stream) = tokio::io::duplex(1 << 16);
+        node.write_all(&bytes).await.unwrap();
+        node.shutdown().await.unwrap();
+        let served = master.artifacts.serve(stream, async |_| None).await;
+        assert!(served.is_err(), "{bytes:?}");
+    }
+}

@@ -26,6 +26,7 @@ tests! {
     non_root_refuses_user_zero,
     last_words_are_written_for_the_status,
     pulley_bytecode_runs_as_native_code_does,
+    limits_are_in_the_cgroup_that_the_guest_is_in,
     a_limit_the_kernel_cannot_keep_is_kept,
     nothing_is_left_after_removal,
 }
@@ -269,6 +270,36 @@ async fn pulley_bytecode_runs_as_native_code_does(node: &Node<'_>) {
         let refused = refusal(node, spec).await;
         assert!(refused.contains("was compiled for 48.0.8 pulley64 profile"), "{refused}");
     }
+}
+
+async fn limits_are_in_the_cgroup_that_the_guest_is_in(node: &Node<'_>) {
+    let runtime = node.runtime();
+    let mut spec = node.spec(&node.guests.module, &["sleep"]);
+    spec.resources.cpu_limit_millis = 250;
+    spec.resources.memory_limit_bytes = 64 << 20;
+    spec.resources.oom_score_adj = 500;
+    let (id, cgroup) = (spec.id.clone(), spec.cgroup.clone());
+    let running = runtime.start(spec).await.unwrap();
+    let pid = running.pid.0;
+    let hierarchies = runtime::cgroup::Hierarchies::detect().unwrap();
+    // The engine has 16 MiB of its own.
+    for (controller, v1, v1_value, v2, v2_value) in [
+        ("cpu", "cpu.cfs_quota_us", "25000", "cpu.max", "25000 100000"),
+        ("memory", "memory.limit_in_bytes", "83886080", "memory.max", "83886080"),
+        ("pids", "pids.max", "32", "pids.max", "32"),
+    ] {
+        let (folder, file, expected) = match hierarchies.controller_folder(controller, &cgroup) {
+            Some(folder) => (folder, v1, v1_value),
+            None => (hierarchies.unified_folder(&cgroup).unwrap(), v2, v2_value),
+        };
+        assert_eq!(fs::read_to_string(folder.join(file)).unwrap().trim(), expected, "{file}");
+        let inside = fs::read_to_string(folder.join("cgroup.procs")).unwrap();
+        assert_eq!(inside.trim(), pid.to_string(), "{controller}");
+    }
+    assert_eq!(fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap().trim(), "500");
+    runtime.kill(&id, libc::SIGTERM).unwrap();
+    node.until_exit(&runtime, &id).await;
+    runtime.remove(&id).await.unwrap();
 }
 
 async fn a_limit_the_kernel_cannot_keep_is_kept(node: &Node<'_>) {

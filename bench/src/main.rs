@@ -120,9 +120,9 @@ fn main() -> anyhow::Result<()> {
         Number::Memory { pods } => {
             in_world(&name, async move |world| numbers::memory::measure(world, pods).await)?;
         }
-        Number::Density { pods, limit } => in_world(&name, async move |world| {
-            numbers::density::measure(world, pods, limit).await
-        })?,
+        Number::Density { pods, limit } => {
+            in_world(&name, async move |world| numbers::density::measure(world, pods, limit).await)?
+        }
         Number::Writes { rounds, seconds } => in_world(&name, async move |world| {
             numbers::writes::measure(world, rounds, seconds).await
         })?,

@@ -29,9 +29,9 @@ use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 use tracing::{info, warn};
-use wire::artifact::{ArtifactV1, BlobRequestV1, BlobResponseV1};
 use wasm::compile::Compiled;
 use wasm::compile::child::Compiler;
+use wire::artifact::{ArtifactV1, BlobRequestV1, BlobResponseV1};
 use wire::node::WasmTargetV1;
 
 use crate::pki::{Pki, sha256};

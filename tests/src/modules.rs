@@ -86,7 +86,10 @@ fn hostile_modules_end_in_a_clear_status_and_a_neighbour_goes_on_serving() {
     hostile("files", &["open-all", "/etc/hosts", "panic"]);
     ends("files", "Error", 134);
     world.log_holds("files", "times, then ");
-    hostile("path", &["read", "/etc/shadow", "read", "/proc/1/environ", "write", "/x", "exit", "3"]);
+    hostile(
+        "path",
+        &["read", "/etc/shadow", "read", "/proc/1/environ", "write", "/x", "exit", "3"],
+    );
     ends("path", "Error", 3);
     assert!(!world.log_of("path").unwrap().contains("root"));
     for (name, verb, said) in [("loop", "spin", "spinning"), ("flood", "flood", "xxxx")] {

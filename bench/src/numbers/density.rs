@@ -33,7 +33,10 @@ pub(crate) async fn measure(world: &mut World, n_pods: usize, limit_mb: u64) -> 
     note(&format!("the agent alone: {:.1} MB in the cgroup", mb(budget.usage()?)));
     let began = Instant::now();
     run_pods(&client, "wasm", n_pods).await?;
-    note(&format!("all {n_pods} run {:.1} s after the first was made", began.elapsed().as_secs_f64()));
+    note(&format!(
+        "all {n_pods} run {:.1} s after the first was made",
+        began.elapsed().as_secs_f64()
+    ));
     sleep(SETTLE).await;
     let usage = mb(budget.usage()?);
     let kills = budget.oom_kills()?;
@@ -65,7 +68,10 @@ pub(crate) async fn measure(world: &mut World, n_pods: usize, limit_mb: u64) -> 
         private.min(),
         private.max()
     ));
-    note(&format!("the agent: {:.1} MB PSS", memory(world.agent_pid("north")?)?.pss as f64 / 976.6));
+    note(&format!(
+        "the agent: {:.1} MB PSS",
+        memory(world.agent_pid("north")?)?.pss as f64 / 976.6
+    ));
     Ok(())
 }
 

@@ -77,8 +77,7 @@ impl Master {
     }
 
     fn restart(&mut self) {
-        self.artifacts =
-            Self::open(self.folder.path(), &self.pki, &self.fakes, self.bytes_max);
+        self.artifacts = Self::open(self.folder.path(), &self.pki, &self.fakes, self.bytes_max);
     }
 
     /// Asks as a node does, once; returns the answer and the bytes behind it.

@@ -18,8 +18,8 @@ use landlock::{
     ABI, Access, AccessFs, Ruleset, RulesetAttr, RulesetCreatedAttr, path_beneath_rules,
 };
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::resource::{Resource, rlim_t, setrlimit};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::resource::{Resource, rlim_t, setrlimit};
 use nix::unistd::{Gid, Uid, pivot_root, setgroups, setresgid, setresuid};
 use runtime::{ContainerSpec, Mount, Sandbox};
 

@@ -43,12 +43,8 @@ pub fn local() -> Option<wire::node::WasmTargetV1> {
 }
 
 /// Every target that a module is compiled for.
-pub const TARGETS: [&str; 4] = [
-    "x86_64-unknown-linux-gnu",
-    "aarch64-unknown-linux-gnu",
-    "pulley32",
-    "pulley64",
-];
+pub const TARGETS: [&str; 4] =
+    ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "pulley32", "pulley64"];
 
 /// The settings both sides share.
 ///

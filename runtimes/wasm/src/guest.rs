@@ -118,7 +118,8 @@ fn prepare(
     let create = |err: &dyn std::fmt::Display| failure(reason::CREATE_CONTAINER_ERROR, err);
     let wasm = |err: wasmtime::Error| create(&format!("{err:#}"));
     let (uid, gid) = user(spec)?;
-    let mut end = End::open(dir).map_err(|err| create(&format!("cannot make {OOM_FILE}: {err}")))?;
+    let mut end =
+        End::open(dir).map_err(|err| create(&format!("cannot make {OOM_FILE}: {err}")))?;
     // Lowering it takes CAP_SYS_RESOURCE, which not every service manager leaves.
     let _ = fs::write("/proc/self/oom_score_adj", spec.resources.oom_score_adj.to_string());
 

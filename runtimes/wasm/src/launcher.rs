@@ -106,9 +106,8 @@ impl Launcher for WasmLauncher {
         // SAFETY: a shim has one thread, so no lock can be held by another.
         match unsafe { fork() }.map_err(|err| failed("cannot start a process", &err))? {
             ForkResult::Child => {
-                let begun = die_with(shim).and_then(|()| {
-                    become_guest(&[out.as_raw_fd(), err.as_raw_fd()], &report, &go)
-                });
+                let begun = die_with(shim)
+                    .and_then(|()| become_guest(&[out.as_raw_fd(), err.as_raw_fd()], &report, &go));
                 guest::main(spec, dir, target, throttled, begun.map(|()| (report, go)))
             }
             ForkResult::Parent { child } => {

@@ -83,6 +83,7 @@ const SOCKETS: [i32; 3] = [libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
 
 /// What a guest may ask of a descriptor: how much there is to read, not to
 /// block, and whether it is a terminal.
+#[allow(clippy::unnecessary_cast)] // Their type differs between targets.
 const IOCTLS: [u64; 5] = [
     libc::FIONREAD as u64,
     libc::FIONBIO as u64,

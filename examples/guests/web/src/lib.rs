@@ -135,7 +135,11 @@ fn fetch(rest: &str, out: ResponseOutparam) {
     let set = request.set_scheme(Some(&Scheme::Http)).is_ok()
         && request.set_authority(Some(authority)).is_ok()
         && request.set_path_with_query(Some(&format!("/{path}"))).is_ok();
-    let sent = if set { handle(request, None).map_err(|err| format!("{err:?}")) } else { Err(rest.to_owned()) };
+    let sent = if set {
+        handle(request, None).map_err(|err| format!("{err:?}"))
+    } else {
+        Err(rest.to_owned())
+    };
     let received = sent.and_then(|response| {
         response.subscribe().block();
         let response = response.get().expect("it is there").expect("it is taken once");

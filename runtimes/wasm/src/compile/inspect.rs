@@ -85,10 +85,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn component(exports: &[&str]) -> Vec<u8> {
-        let exports: String = exports
-            .iter()
-            .map(|name| format!(r#"(export "{name}" (instance $empty))"#))
-            .collect();
+        let exports: String =
+            exports.iter().map(|name| format!(r#"(export "{name}" (instance $empty))"#)).collect();
         // The module within exports what would make it a program; it is not asked.
         let text = format!(
             r#"(component

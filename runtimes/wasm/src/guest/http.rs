@@ -223,10 +223,8 @@ impl Guest {
         sender: oneshot::Sender<Result<Answer, ErrorCode>>,
         _turn: OwnedSemaphorePermit,
     ) -> Result<(), Failure> {
-        let failure = |err: wasmtime::Error| Failure {
-            message: format!("{err:#}"),
-            out_of_memory: false,
-        };
+        let failure =
+            |err: wasmtime::Error| Failure { message: format!("{err:#}"), out_of_memory: false };
         let wasi = self.context.build().map_err(failure)?.build();
         let mut store = Store::new(self.proxy.engine(), ComponentState::new(wasi, &self.budget));
         store.limiter(|state| &mut state.limits);

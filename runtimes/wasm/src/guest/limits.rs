@@ -100,8 +100,7 @@ impl ResourceLimiter for Limits {
     ) -> wasmtime::Result<bool> {
         let more = desired.saturating_sub(current);
         let n = self.n_table_elements.saturating_add(more);
-        let is_fine =
-            n <= TABLE_ELEMENTS_MAX && self.take(more.saturating_mul(size_of::<usize>()));
+        let is_fine = n <= TABLE_ELEMENTS_MAX && self.take(more.saturating_mul(size_of::<usize>()));
         if is_fine {
             self.n_table_elements = n;
         }
@@ -132,10 +131,7 @@ mod tests {
         assert!(one.memory_growing(0, 60, None).unwrap());
         let mut other = Limits::new(&budget);
         let err = other.memory_growing(0, 41, None).unwrap_err().to_string();
-        assert_eq!(
-            err,
-            "memory limit of 100 bytes reached: a memory of 41 bytes asked for"
-        );
+        assert_eq!(err, "memory limit of 100 bytes reached: a memory of 41 bytes asked for");
         assert_eq!(other.reached(), Some(err));
         assert!(one.memory_growing(60, 100, None).unwrap());
         drop(one);

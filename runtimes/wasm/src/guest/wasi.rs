@@ -77,7 +77,8 @@ impl Context {
 
 fn open(wasi: &mut WasiCtxBuilder, path: &Path, perms: FsPerms) -> wasmtime::Result<()> {
     let name = path.display().to_string();
-    wasi.preopened_dir(path, &name, perms).map_err(|err| err.context(format!("cannot open {name}")))?;
+    wasi.preopened_dir(path, &name, perms)
+        .map_err(|err| err.context(format!("cannot open {name}")))?;
     Ok(())
 }
 

@@ -159,7 +159,10 @@ async fn the_process_has_no_privilege_left(node: &Node<'_>) {
     for link in open.map(|fd| fs::read_link(fd.path()).unwrap()) {
         let link = link.to_str().unwrap();
         let is_stream = link.ends_with("/out") || link.ends_with("/err");
-        assert!(is_stream || !link.contains("/run/containers/") || link.ends_with("/oom"), "{link}");
+        assert!(
+            is_stream || !link.contains("/run/containers/") || link.ends_with("/oom"),
+            "{link}"
+        );
     }
     runtime.kill(&id, libc::SIGKILL).unwrap();
     assert_eq!(node.until_exit(&runtime, &id).await.code, 137);

@@ -18,11 +18,12 @@ pub(crate) async fn measure(node: &Node<'_>, n_rounds: usize) {
     let load = std::fs::read_to_string("/proc/loadavg").unwrap();
     println!("{n_rounds} rounds; load {}", load.trim());
     let mut rows: Vec<(&str, Vec<Duration>)> = Vec::new();
-    let mut add = |name: &'static str, took: Duration| {
-        match rows.iter_mut().find(|(known, _)| *known == name) {
-            Some((_, all)) => all.push(took),
-            None => rows.push((name, vec![took])),
-        }
+    let mut add = |name: &'static str, took: Duration| match rows
+        .iter_mut()
+        .find(|(known, _)| *known == name)
+    {
+        Some((_, all)) => all.push(took),
+        None => rows.push((name, vec![took])),
     };
     let tiny = wat::parse_str(r#"(module (memory 1) (func (export "_start") (loop (br 0))))"#);
     let tiny = tiny.unwrap();
@@ -35,7 +36,11 @@ pub(crate) async fn measure(node: &Node<'_>, n_rounds: usize) {
     ];
     for round in 0..=n_rounds {
         // The first one of each warms the caches.
-        let mut keep = |name, took| if round > 0 { add(name, took) };
+        let mut keep = |name, took| {
+            if round > 0 {
+                add(name, took)
+            }
+        };
         let began = Instant::now();
         let status = Command::new("/proc/self/exe").arg("nothing").status().unwrap();
         assert!(status.success());

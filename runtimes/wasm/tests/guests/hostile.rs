@@ -90,10 +90,7 @@ async fn memories_are_bounded_however_many_there_are(node: &Node<'_>) {
 async fn tables_are_bounded(node: &Node<'_>) {
     for text in [
         r#"(module (table 100000000 funcref) (func (export "_start")))"#,
-        &format!(
-            r#"(module {} (func (export "_start")))"#,
-            "(table 1000000 funcref)".repeat(20)
-        ),
+        &format!(r#"(module {} (func (export "_start")))"#, "(table 1000000 funcref)".repeat(20)),
     ] {
         let (exit, log) = run(node, text, 0).await;
         assert_eq!(exit.code, 1, "{log}");
@@ -191,7 +188,8 @@ async fn a_neighbour_notices_nothing(node: &Node<'_>) {
                 }
             }
         };
-        for args in [&["allocate", "64"][..], &["recurse"], &["panic"], &["open-all", "/config/x"]] {
+        for args in [&["allocate", "64"][..], &["recurse"], &["panic"], &["open-all", "/config/x"]]
+        {
             let mut spec = node.spec(&node.guests.module, args);
             spec.resources.memory_limit_bytes = 16 << 20;
             let before = n_answered.load(Ordering::Relaxed);

@@ -62,8 +62,7 @@ fn main() -> ExitCode {
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
         .unwrap();
     let guests = Guests::build();
-    let executor =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let executor = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     if args.get(1).is_some_and(|first| first == "bench") {
         let n_rounds = args.get(2).map_or(20, |n| n.parse().expect("a number of rounds"));
         executor.block_on(bench::measure(&Node::new(&guests), n_rounds));
@@ -101,7 +100,6 @@ fn main() -> ExitCode {
     println!("\n{n_passed} passed, {} failed {failed:?}", failed.len());
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
-
 
 fn shim(dir: &str, launcher: WasmLauncher) -> ExitCode {
     runtime::shim_main(Path::new(dir), |_| Box::new(launcher.clone()))

@@ -54,6 +54,14 @@ enum Number {
         #[arg(long, default_value_t = 5)]
         pods: usize,
     },
+    /// Many WASM pods and their agent in one memory cgroup
+    Density {
+        #[arg(long, default_value_t = 100)]
+        pods: usize,
+        /// The cgroup's limit, in MB
+        #[arg(long, default_value_t = 512)]
+        limit: u64,
+    },
     /// Sizes of the programs
     Sizes,
     /// Durable writes a second through the API, beside etcd
@@ -111,6 +119,9 @@ fn main() -> anyhow::Result<()> {
         }
         Number::Memory { pods } => {
             in_world(&name, async move |world| numbers::memory::measure(world, pods).await)?;
+        }
+        Number::Density { pods, limit } => {
+            in_world(&name, async move |world| numbers::density::measure(world, pods, limit).await)?
         }
         Number::Writes { rounds, seconds } => in_world(&name, async move |world| {
             numbers::writes::measure(world, rounds, seconds).await

@@ -280,6 +280,11 @@ impl World {
         board.and_then(|one| one.agent.as_ref()).map(Child::id).context("the agent does not run")
     }
 
+    /// The name of the agent's cgroup, above those of its pods.
+    pub(crate) fn cgroup(&self, board: &str) -> String {
+        cgroup(&self.name, board)
+    }
+
     /// Where a board keeps what a loss of power takes.
     pub(crate) fn run_dir(&self, board: &str) -> PathBuf {
         run_dir(&self.name, board)

@@ -18,11 +18,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use runtime::{ArtifactSignature, BoxFuture};
+use runtime::{ArtifactSignature, BoxFuture, World};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use wire::artifact::{ArtifactV1, BlobRequestV1, BlobResponseV1};
+use wire::artifact::{ArtifactV1, BlobRequestV1, BlobResponseV1, WorldV1};
 use wire::node::WasmTargetV1;
 
 use crate::durable::{self, Keep, Magic};
@@ -254,6 +254,10 @@ fn ready(path: PathBuf, signed: ArtifactV1, key: [u8; 32]) -> ReadyImage {
                 engine: signed.target.engine,
                 target: signed.target.target,
                 profile: signed.target.profile,
+                world: match signed.world {
+                    WorldV1::Command => World::Command,
+                    WorldV1::Http => World::Http,
+                },
                 size: signed.size,
                 bytes: signed.signature,
             },
@@ -375,6 +379,7 @@ mod tests {
             let mut artifact = ArtifactV1 {
                 module: "sha256:m".into(),
                 target: target(),
+                world: WorldV1::Command,
                 sha256: sha256.as_ref().try_into().unwrap(),
                 size: self.code.len() as u64,
                 signature: vec![0; 64],

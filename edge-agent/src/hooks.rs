@@ -11,7 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use runtime::{ContainerSpec, Resources, Runtime, RuntimeError, Security, User, Workload};
 use tokio::sync::Semaphore;
 use wire::Uid;
-use wire::pod::{ContainerV1, PodV1, ResourcesV1};
+use wire::pod::{ContainerV1, PodV1, ProtocolV1, ResourcesV1};
 use wire::status::PhaseV1;
 
 use crate::config::{Folders, PodDirs};
@@ -242,7 +242,7 @@ impl Hooks {
             container: name.to_owned(),
             attempt,
             image: container.image.clone(),
-            workload: workload(&image.content, &scratch),
+            workload: workload(&image.content, &scratch, http_port(container)),
             args: command.args,
             env: command.env,
             cwd: command.cwd,
@@ -328,7 +328,14 @@ impl Hooks {
     }
 }
 
-fn workload(content: &ImageContent, scratch: &Path) -> Workload {
+/// Where a module that answers HTTP requests listens: the first TCP port that
+/// its container names, or 8080.
+fn http_port(container: &ContainerV1) -> u16 {
+    let of_tcp = container.ports.iter().find(|port| port.protocol == ProtocolV1::Tcp);
+    of_tcp.map_or(8080, |port| port.port)
+}
+
+fn workload(content: &ImageContent, scratch: &Path, http_port: u16) -> Workload {
     match content {
         ImageContent::Oci { layers } => {
             Workload::Oci { layers: layers.clone(), scratch: scratch.to_owned() }
@@ -338,6 +345,7 @@ fn workload(content: &ImageContent, scratch: &Path) -> Workload {
             sha256: *sha256,
             signature: signature.clone(),
             key: *key,
+            http_port,
         },
     }
 }

@@ -8,6 +8,9 @@
 //!                          fetch the module ─► compile ─► sign ─► write   (one at a time)
 //! ```
 //!
+//! The compiler is a process of its own ([`wasm::compile::child`]): a module is a
+//! stranger's. What was served longest ago is removed where there is too much.
+//!
 //! | file in `artifacts/` | what |
 //! | --- | --- |
 //! | `<module sha256>-<engine>-<profile>-<target>.cwasm` | compiled code |
@@ -21,11 +24,13 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 use tracing::{info, warn};
+use wasm::compile::Compiled;
+use wasm::compile::child::Compiler;
 use wire::artifact::{ArtifactV1, BlobRequestV1, BlobResponseV1};
 use wire::node::WasmTargetV1;
 
@@ -39,6 +44,10 @@ const RESULT_LIFE: Duration = Duration::from_secs(10);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most bytes of a request.
 const REQUEST_BYTES_MAX: usize = 4096;
+/// Most modules in memory, of up to 64 MiB each: one is compiled, others are fetched.
+const MODULES_MAX: usize = 3;
+/// Most bytes of compiled code on disk.
+const CACHE_BYTES_MAX: u64 = 2 << 30;
 
 /// A reason in one word and a sentence for people.
 pub(crate) type Failure = (String, String);
@@ -62,13 +71,37 @@ pub(crate) trait Modules: Send + Sync + 'static {
     ) -> apiserver::BoxFuture<'_, Result<(String, Vec<u8>), Failure>>;
 }
 
+/// Compiles modules.
+pub(crate) trait Compile: Send + Sync + 'static {
+    /// The code of a module for a target, or a sentence.
+    fn compile<'a>(
+        &'a self,
+        module: &'a [u8],
+        target: &'a str,
+    ) -> apiserver::BoxFuture<'a, Result<Compiled, String>>;
+}
+
+impl Compile for Compiler {
+    fn compile<'a>(
+        &'a self,
+        module: &'a [u8],
+        target: &'a str,
+    ) -> apiserver::BoxFuture<'a, Result<Compiled, String>> {
+        Box::pin(async move { self.compile(module, target).await.map_err(|err| err.to_string()) })
+    }
+}
+
 /// Compiled code, on disk and in the making.
 pub(crate) struct Artifacts {
     dir: PathBuf,
     pki: Arc<Pki>,
     modules: Arc<dyn Modules>,
+    compiler: Arc<dyn Compile>,
+    bytes_max: u64,
     jobs: Mutex<HashMap<(String, Name), Job>>,
-    /// One compilation at a time: each takes all cores and tens of MB.
+    /// Modules in memory.
+    room: Semaphore,
+    /// One compilation at a time: each takes all cores and hundreds of MB.
     turn: Semaphore,
 }
 
@@ -85,9 +118,35 @@ impl Artifacts {
         dir: PathBuf,
         pki: Arc<Pki>,
         modules: Arc<dyn Modules>,
+        compiler: Arc<dyn Compile>,
+    ) -> io::Result<Arc<Self>> {
+        Self::with_bound(dir, pki, modules, compiler, CACHE_BYTES_MAX)
+    }
+
+    fn with_bound(
+        dir: PathBuf,
+        pki: Arc<Pki>,
+        modules: Arc<dyn Modules>,
+        compiler: Arc<dyn Compile>,
+        bytes_max: u64,
     ) -> io::Result<Arc<Self>> {
         fs::create_dir_all(&dir)?;
-        Ok(Arc::new(Self { dir, pki, modules, jobs: Mutex::default(), turn: Semaphore::new(1) }))
+        for entry in fs::read_dir(&dir)?.flatten() {
+            // Half of a file whose writer was ended.
+            if entry.path().extension().is_some_and(|ending| ending == "new") {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+        Ok(Arc::new(Self {
+            dir,
+            pki,
+            modules,
+            compiler,
+            bytes_max,
+            jobs: Mutex::default(),
+            room: Semaphore::new(MODULES_MAX),
+            turn: Semaphore::new(1),
+        }))
     }
 
     /// Serves one connection of `node`. `find` tells the image and the module's
@@ -108,7 +167,19 @@ impl Artifacts {
                 "Forbidden".to_owned(),
                 "no WASM container of that name in that pod on this node".to_owned(),
             ),
-            Some((image, digest)) => self.get(&image, &digest, &request.target),
+            Some((image, digest)) => {
+                let response = self.get(&image, &digest, &request.target);
+                match &response {
+                    // Looked at where a download begins; one that goes on is checked by the
+                    // node, which then begins anew.
+                    BlobResponseV1::Ready(artifact)
+                        if request.offset == 0 && !self.is_whole(artifact).await =>
+                    {
+                        self.get(&image, &digest, &request.target)
+                    }
+                    _ => response,
+                }
+            }
         };
         let bytes = postcard::to_stdvec(&response).expect("a response is plain data");
         let len = u16::try_from(bytes.len()).map_err(io::Error::other)?;
@@ -116,7 +187,10 @@ impl Artifacts {
         stream.write_all(&bytes).await?;
         if let BlobResponseV1::Ready(artifact) = response {
             let name = Name { module: artifact.module, target: artifact.target };
-            let mut file = tokio::fs::File::open(self.path(&name, "cwasm")).await?;
+            let file = fs::File::open(self.path(&name, "cwasm"))?;
+            // What is used stays; where this fails, it goes early and is made again.
+            let _ = file.set_modified(SystemTime::now());
+            let mut file = tokio::fs::File::from_std(file);
             file.seek(io::SeekFrom::Start(request.offset)).await?;
             tokio::io::copy(&mut file, &mut stream).await?;
         }
@@ -191,6 +265,7 @@ impl Artifacts {
 
     /// Returns the digest of the module.
     async fn try_make(&self, image: &str, name: &Name) -> Result<String, Failure> {
+        let _room = self.room.acquire().await.expect("the semaphore is never closed");
         let (module, bytes) = self.modules.fetch(image, &name.module).await?;
         let name = Name { module, target: name.target.clone() };
         let _turn = self.turn.acquire().await.expect("the semaphore is never closed");
@@ -198,22 +273,14 @@ impl Artifacts {
             return Ok(name.module);
         }
         let started = tokio::time::Instant::now();
-        let target = name.target.target.clone();
         let n_bytes = bytes.len();
-        let compiled =
-            tokio::task::spawn_blocking(move || wasm::compile::compile(&bytes, &target)).await;
-        let code = match compiled {
-            Ok(Ok(code)) => code,
-            Ok(Err(err)) => {
-                return Err(("InvalidModule".to_owned(), format!("image {image:?}: {err}")));
-            }
-            Err(err) => {
-                return Err(("InvalidModule".to_owned(), format!("image {image:?}: {err}")));
-            }
-        };
+        let compiled = self.compiler.compile(&bytes, &name.target.target).await;
+        let Compiled { code, world } = compiled
+            .map_err(|err| ("InvalidModule".to_owned(), format!("image {image:?}: {err}")))?;
         let mut artifact = ArtifactV1 {
             module: name.module.clone(),
             target: name.target.clone(),
+            world,
             sha256: sha256(&code),
             size: code.len() as u64,
             signature: Vec::new(),
@@ -227,6 +294,7 @@ impl Artifacts {
             let dir = self.dir.display();
             ("ArtifactStorage".to_owned(), format!("cannot write in {dir} on the master: {err}"))
         })?;
+        self.make_room(&name);
         info!(
             image,
             module = name.module,
@@ -253,11 +321,66 @@ impl Artifacts {
         (fits && ours).then_some(artifact)
     }
 
+    /// Whether the code on disk is what was signed; else it is removed.
+    async fn is_whole(&self, artifact: &ArtifactV1) -> bool {
+        let name = Name { module: artifact.module.clone(), target: artifact.target.clone() };
+        let (path, expected) = (self.path(&name, "cwasm"), artifact.sha256);
+        let code = path.clone();
+        let hash = tokio::task::spawn_blocking(move || hash(&code)).await;
+        let is_whole = matches!(hash, Ok(Ok(found)) if found == expected);
+        if !is_whole {
+            warn!(module = artifact.module, "{} is damaged, compiling anew", path.display());
+            let _ = fs::remove_file(self.path(&name, "sig"));
+            let _ = fs::remove_file(path);
+        }
+        is_whole
+    }
+
+    /// Removes what was served longest ago, but not `made`, until all fits.
+    fn make_room(&self, made: &Name) {
+        let made = self.path(made, "cwasm");
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let mut found: Vec<(SystemTime, u64, PathBuf)> = entries
+            .map(|entry| entry.path())
+            .filter(|path| path.extension().is_some_and(|ending| ending == "cwasm"))
+            .filter_map(|path| {
+                let file = fs::metadata(&path).ok()?;
+                Some((file.modified().ok()?, file.len(), path))
+            })
+            .collect();
+        found.sort();
+        let mut total: u64 = found.iter().map(|(_, bytes, _)| bytes).sum();
+        for (_, bytes, path) in found.into_iter().filter(|(_, _, path)| *path != made) {
+            if total <= self.bytes_max {
+                return;
+            }
+            // A node that downloads it has it open and gets all of it.
+            let _ = fs::remove_file(path.with_extension("sig"));
+            if fs::remove_file(&path).is_ok() {
+                total -= bytes;
+                info!(path = %path.display(), "removed compiled code: there is too much of it");
+            }
+        }
+    }
+
     fn path(&self, name: &Name, ending: &str) -> PathBuf {
         let module = name.module.strip_prefix("sha256:").unwrap_or(&name.module);
         let WasmTargetV1 { engine, target, profile } = &name.target;
         self.dir.join(format!("{module}-{engine}-{profile}-{target}.{ending}"))
     }
+}
+
+fn hash(path: &Path) -> io::Result<[u8; 32]> {
+    let mut file = fs::File::open(path)?;
+    let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+    let mut chunk = vec![0; 64 << 10];
+    loop {
+        match io::Read::read(&mut file, &mut chunk)? {
+            0 => break,
+            n => context.update(&chunk[..n]),
+        }
+    }
+    Ok(context.finish().as_ref().try_into().expect("SHA-256 has 32 bytes"))
 }
 
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -278,3 +401,6 @@ async fn read_request<S: tokio::io::AsyncRead + Unpin>(
     stream.read_exact(&mut bytes).await?;
     postcard::from_bytes(&bytes).map_err(io::Error::other)
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,6 +22,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use wasm::compile::child::Compiler;
 
 use crate::artifacts::Artifacts;
 use crate::backup::Backups;
@@ -111,8 +112,15 @@ pub(crate) async fn start(config: Config, shutdown: CancellationToken) -> anyhow
 
     let tasks = TaskTracker::new();
     let registries = Arc::new(Registries::new(&config)?);
-    let artifacts = Artifacts::open(dir.join("artifacts"), Arc::clone(&pki), registries.clone())
-        .with_context(|| format!("{}: cannot make the folder of artifacts", dir.display()))?;
+    // This program anew, also after its file was replaced.
+    let compiler = Compiler::new("/proc/self/exe".into(), vec![crate::COMPILE.into()]);
+    let artifacts = Artifacts::open(
+        dir.join("artifacts"),
+        Arc::clone(&pki),
+        registries.clone(),
+        Arc::new(compiler),
+    )
+    .with_context(|| format!("{}: cannot make the folder of artifacts", dir.display()))?;
     let (commands, commanded) = mpsc::channel(COMMANDS_WAITING_MAX);
     let streams = Streams::new(commands);
     api.set_log_source(Arc::clone(&streams) as Arc<dyn apiserver::LogSource>);

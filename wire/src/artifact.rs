@@ -48,6 +48,8 @@ pub struct ArtifactV1 {
     pub module: String,
     /// What it was compiled for.
     pub target: WasmTargetV1,
+    /// How it is run.
+    pub world: WorldV1,
     /// SHA-256 of the compiled bytes.
     pub sha256: [u8; 32],
     /// Number of compiled bytes.
@@ -56,17 +58,32 @@ pub struct ArtifactV1 {
     pub signature: Vec<u8>,
 }
 
+/// How a module is run: what it exports decides, and the master looks at it once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum WorldV1 {
+    /// A program: WASI preview 1's `_start`, or `wasi:cli/run`.
+    #[default]
+    Command,
+    /// A server of HTTP requests: `wasi:http/incoming-handler`.
+    Http,
+}
+
 impl ArtifactV1 {
     /// What the signature covers: a domain tag, and every other field with its length.
     #[must_use]
     pub fn signed_bytes(&self) -> Vec<u8> {
         let profile = self.target.profile.to_le_bytes();
         let size = self.size.to_le_bytes();
-        let parts: [&[u8]; 6] = [
+        let world = match self.world {
+            WorldV1::Command => b"command".as_slice(),
+            WorldV1::Http => b"http".as_slice(),
+        };
+        let parts: [&[u8]; 7] = [
             self.module.as_bytes(),
             self.target.engine.as_bytes(),
             self.target.target.as_bytes(),
             &profile,
+            world,
             &self.sha256,
             &size,
         ];

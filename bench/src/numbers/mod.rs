@@ -2,6 +2,7 @@
 
 pub(crate) mod apply;
 pub(crate) mod cold_boot;
+pub(crate) mod density;
 pub(crate) mod fleet;
 pub(crate) mod idle;
 pub(crate) mod memory;

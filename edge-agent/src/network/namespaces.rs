@@ -75,6 +75,9 @@ fn create_here(
             rustix::system::sethostname(hostname.as_bytes())
                 .map_err(io::Error::from)
                 .map_err(io_error(format!("set the host name {hostname:?}")))?;
+            // As container engines have it: programs that are not root listen where they
+            // like, in a network of their own. Old kernels lack the file.
+            let _ = fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
             hold("ipc", &paths.ipc)?;
             hold("uts", &paths.uts)?;
             // The last one: `is_namespace` of all three means all is done.

@@ -230,6 +230,26 @@ impl Hierarchies {
         Ok(())
     }
 
+    /// Has the kernel expect that processes will be moved between groups.
+    ///
+    /// The first move after a while waits until every CPU has passed a quiet
+    /// point: 6 ms on an idle machine, 20 ms on a busy one, on both versions. One
+    /// that follows within that time does not (0.2 ms). So this moves the calling
+    /// process to where it is, and is called, on a thread of its own, while there
+    /// is other work to do for a start. Costs no CPU time; failing costs only time.
+    pub fn expect_moves(&self) {
+        let Ok(own) = fs::read_to_string("/proc/self/cgroup") else { return };
+        let path_in = |prefix: &str| own.lines().find_map(|line| Some(line.split_once(prefix)?.1));
+        let folder =
+            match (self.v2.as_deref(), path_in("0::"), self.v1_root("pids"), path_in(":pids:")) {
+                (Some(root), Some(path), ..) | (_, _, Some(root), Some(path)) => {
+                    root.join(path.trim_start_matches('/'))
+                }
+                _ => return,
+            };
+        let _ = fs::write(folder.join("cgroup.procs"), "0");
+    }
+
     /// The processes of the group and the groups below it.
     #[must_use]
     pub fn processes(&self, cgroup: &str) -> Vec<i32> {
@@ -304,7 +324,8 @@ impl Hierarchies {
         };
         let used: u64 = fs::read_to_string(folder.join(usage)).ok()?.trim().parse().ok()?;
         let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
-        let inactive = stat.lines().find_map(|line| line.strip_prefix(inactive)?.trim().parse().ok());
+        let inactive =
+            stat.lines().find_map(|line| line.strip_prefix(inactive)?.trim().parse().ok());
         Some(used.saturating_sub(inactive.unwrap_or(0)))
     }
 }

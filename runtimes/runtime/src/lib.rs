@@ -33,7 +33,7 @@ pub use exec::{
 pub use process::now_ms;
 pub use shim::{Launcher, shim_main};
 pub use spec::{
-    ArtifactSignature, ContainerSpec, Mount, Resources, Sandbox, Security, User, Workload,
+    ArtifactSignature, ContainerSpec, Mount, Resources, Sandbox, Security, User, Workload, World,
     oom_score_adj,
 };
 pub use state::{

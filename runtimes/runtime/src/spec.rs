@@ -90,6 +90,8 @@ pub enum Workload {
         signature: ArtifactSignature,
         /// Ed25519 public key that must have signed it.
         key: [u8; 32],
+        /// Where a module that answers HTTP requests listens, on every address of the pod.
+        http_port: u16,
     },
 }
 
@@ -104,10 +106,22 @@ pub struct ArtifactSignature {
     pub target: String,
     /// Version of the engine settings.
     pub profile: u32,
+    /// How it is run.
+    pub world: World,
     /// Number of compiled bytes.
     pub size: u64,
     /// Ed25519 signature.
     pub bytes: Vec<u8>,
+}
+
+/// How a WebAssembly module is run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum World {
+    /// Once, from its start to its end.
+    #[default]
+    Command,
+    /// As an HTTP server: an instance of it for each request.
+    Http,
 }
 
 /// Who a container runs as.

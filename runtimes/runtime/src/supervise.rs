@@ -222,6 +222,8 @@ impl Inner {
                 Observed::Starting => sleep(POLL).await,
             }
         }
+        let hierarchies = self.hierarchies.clone();
+        tokio::task::spawn_blocking(move || hierarchies.expect_moves());
         dir.create(&spec).map_err(io_error("write the folder", &id))?;
         dir.make_fifos().map_err(io_error("make the FIFOs", &id))?;
         let (child, answer) = self.spawn(&dir).map_err(io_error("start the shim", &id))?;

@@ -9,8 +9,8 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use ring::{digest, signature};
-use runtime::ArtifactSignature;
-use wire::artifact::ArtifactV1;
+use runtime::{ArtifactSignature, World};
+use wire::artifact::{ArtifactV1, WorldV1};
 use wire::node::WasmTargetV1;
 
 /// Why compiled code was not accepted.
@@ -69,13 +69,18 @@ fn described(sha256: [u8; 32], signed: &ArtifactSignature) -> ArtifactV1 {
             target: signed.target.clone(),
             profile: signed.profile,
         },
+        world: match signed.world {
+            World::Command => WorldV1::Command,
+            World::Http => WorldV1::Http,
+        },
         sha256,
         size: signed.size,
         signature: signed.bytes.clone(),
     }
 }
 
-/// Opens the compiled code at `path` once it is known to be what `signed` says.
+/// Opens the compiled code at `path` once it is known to be what `signed` says,
+/// and for `here`, what this engine maps.
 ///
 /// The returned file is the one that was hashed, so nothing can be put in its
 /// place between the check and the mapping.
@@ -89,9 +94,9 @@ pub fn open_verified(
     sha256: [u8; 32],
     signed: &ArtifactSignature,
     key: &[u8; 32],
+    here: &str,
 ) -> Result<File, ArtifactError> {
     verify_signature(&described(sha256, signed), key)?;
-    let here = crate::engine::local_target().unwrap_or("nothing");
     let fits = signed.target == here
         && signed.engine == crate::engine::ENGINE_VERSION
         && signed.profile == crate::engine::PROFILE;

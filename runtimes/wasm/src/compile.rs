@@ -1,8 +1,16 @@
 //! Compiles portable modules for a node's target. Only the master links this.
+//!
+//! A module is a stranger's, so the master has [`child::Compiler`] do it, in a
+//! process that can be stopped and can reach nothing.
+
+pub mod child;
+mod inspect;
 
 use wasmtime::{Engine, OptLevel};
+use wire::artifact::WorldV1;
 
 use crate::engine::{TARGETS, shared_config};
+pub use inspect::world;
 
 /// Most bytes of a module.
 pub const MODULE_BYTES_MAX: usize = 64 << 20;
@@ -37,6 +45,15 @@ pub enum CompileError {
     /// The module is broken, or needs a proposal that nodes do not have.
     #[error("not a valid module: {0}")]
     Invalid(String),
+    /// The module is valid, and nothing that a node can run.
+    #[error("not a program: {0}")]
+    NoProgram(String),
+    /// What the compiler's process said of it.
+    #[error("{0}")]
+    Said(String),
+    /// It took more than a module may take.
+    #[error("compiling it {0}")]
+    TooMuch(String),
 }
 
 /// Tells what `bytes` are by their first eight.
@@ -62,13 +79,17 @@ pub fn kind(bytes: &[u8]) -> Result<ModuleKind, CompileError> {
     }
 }
 
-/// Compiles `bytes` for `target`, one of [`TARGETS`]. Takes seconds for large
-/// modules, on one thread of the caller's and rayon's pool.
-///
-/// # Errors
-///
-/// Where the bytes are not a portable module that nodes can run.
-pub fn compile(bytes: &[u8], target: &str) -> Result<Vec<u8>, CompileError> {
+/// Compiled code, and how it is run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Compiled {
+    /// What a node of the target maps.
+    pub code: Vec<u8>,
+    /// What the module exports to be called by.
+    pub world: WorldV1,
+}
+
+/// What can be said of a module without compiling it.
+fn check(bytes: &[u8], target: &str) -> Result<ModuleKind, CompileError> {
     if MODULE_BYTES_MAX < bytes.len() {
         return Err(CompileError::TooLarge(bytes.len()));
     }
@@ -76,16 +97,29 @@ pub fn compile(bytes: &[u8], target: &str) -> Result<Vec<u8>, CompileError> {
     if !TARGETS.contains(&target) {
         return Err(CompileError::Target { target: target.to_owned() });
     }
+    Ok(kind)
+}
+
+/// Compiles `bytes` for `target`, one of [`TARGETS`]. Takes seconds for large
+/// modules, on one thread of the caller's and rayon's pool, and without bounds
+/// for hostile ones: see [`child::Compiler`].
+///
+/// # Errors
+///
+/// Where the bytes are not a portable module that nodes can run.
+pub fn compile(bytes: &[u8], target: &str) -> Result<Compiled, CompileError> {
+    let kind = check(bytes, target)?;
+    let world = world(bytes)?;
     let invalid = |err: wasmtime::Error| CompileError::Invalid(format!("{err:#}"));
     let mut config = shared_config();
     config.target(target).map_err(invalid)?;
     config.cranelift_opt_level(OptLevel::Speed);
     let engine = Engine::new(&config).map_err(invalid)?;
-    match kind {
+    let code = match kind {
         ModuleKind::Module => engine.precompile_module(bytes),
         ModuleKind::Component => engine.precompile_component(bytes),
-    }
-    .map_err(invalid)
+    };
+    Ok(Compiled { code: code.map_err(invalid)?, world })
 }
 
 #[cfg(test)]
@@ -94,6 +128,11 @@ mod tests {
 
     /// The smallest module: magic and version.
     const EMPTY: [u8; 8] = [0, b'a', b's', b'm', 1, 0, 0, 0];
+
+    /// The smallest program.
+    fn program() -> Vec<u8> {
+        wat::parse_str(r#"(module (func (export "_start")))"#).unwrap()
+    }
 
     #[test]
     fn refused_bytes_are_named() {
@@ -115,7 +154,12 @@ mod tests {
             &EMPTY,
             "mips",
             "target \"mips\" is not one of x86_64-unknown-linux-gnu, aarch64-unknown-linux-gnu, \
-             riscv64gc-unknown-linux-gnu, pulley32, pulley64",
+             pulley32, pulley64",
+        );
+        check(
+            &EMPTY,
+            TARGETS[0],
+            "not a program: the module exports no function _start: build it as a program, not as a library",
         );
         let broken = [&EMPTY[..], &[1, 0xff]].concat();
         assert!(matches!(compile(&broken, TARGETS[0]), Err(CompileError::Invalid(_))));
@@ -124,7 +168,7 @@ mod tests {
     #[test]
     fn every_target_compiles() {
         for target in TARGETS {
-            let code = compile(&EMPTY, target).unwrap();
+            let code = compile(&program(), target).unwrap().code;
             assert!(code.starts_with(b"\x7fELF"), "{target}");
             assert!(matches!(compile(&code, target), Err(CompileError::Precompiled)));
         }
@@ -133,8 +177,8 @@ mod tests {
     #[test]
     fn compiled_code_maps_in_a_node_engine() {
         let target = crate::engine::local_target().unwrap();
-        let code = compile(&EMPTY, target).unwrap();
-        let engine = Engine::new(&crate::engine::node_config()).unwrap();
+        let code = compile(&program(), target).unwrap().code;
+        let engine = Engine::new(&crate::engine::node_config(target).unwrap()).unwrap();
         // SAFETY: `code` was compiled two lines above.
         #[allow(unsafe_code)]
         let module = unsafe { wasmtime::Module::deserialize(&engine, &code) };

@@ -19,13 +19,18 @@ use landlock::{
 };
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::resource::{Resource, rlim_t, setrlimit};
 use nix::unistd::{Gid, Uid, pivot_root, setgroups, setresgid, setresuid};
 use runtime::{ContainerSpec, Mount, Sandbox};
 
-use crate::seccomp;
+use crate::seccomp::{self, Profile};
 
 /// Who a guest runs as where nothing else is said: `nobody`.
 pub(crate) const NOBODY: u32 = 65534;
+
+/// Most open files of a guest's process. A guest that wants more is told there
+/// are too many.
+const FILES_MAX: u64 = 1024;
 
 /// What could not be done, for people.
 #[derive(Debug, thiserror::Error)]
@@ -134,8 +139,8 @@ pub(crate) fn drop_privileges(
     gid: u32,
     writable: &[PathBuf],
 ) -> Result<(), ConfineError> {
-    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0)
-        .context(|| "cannot switch core dumps off".to_owned())?;
+    limit(Resource::RLIMIT_CORE, 0)?;
+    limit(Resource::RLIMIT_NOFILE, FILES_MAX)?;
     let capability = |what: &'static str| {
         move |err: caps::errors::CapsError| ConfineError {
             what: what.to_owned(),
@@ -151,12 +156,35 @@ pub(crate) fn drop_privileges(
         caps::clear(None, set).map_err(capability("cannot drop capabilities"))?;
     }
     nix::sys::prctl::set_dumpable(false).context(|| "cannot become undumpable".to_owned())?;
+    // The kernel has forgotten it where the user changed; user 0 stays who it was.
+    nix::sys::prctl::set_pdeathsig(None).context(|| "cannot outlive the shim".to_owned())?;
     nix::sys::prctl::set_no_new_privs().context(|| "cannot set no_new_privs".to_owned())?;
     restrict_files(writable).map_err(|err| ConfineError {
         what: "cannot confine files".to_owned(),
         source: std::io::Error::other(err.to_string()),
     })?;
-    seccomp::install().context(|| "cannot filter system calls".to_owned())
+    seccomp::install(Profile::Guest).context(|| "cannot filter system calls".to_owned())
+}
+
+/// Lowers a limit of this process for good.
+fn limit(resource: Resource, max: u64) -> Result<(), ConfineError> {
+    let what = || format!("cannot limit {resource:?} to {max}");
+    let (_, hard) = nix::sys::resource::getrlimit(resource).context(what)?;
+    #[allow(clippy::useless_conversion)] // 32 bits wide on some targets.
+    let max = rlim_t::try_from(max).unwrap_or(rlim_t::MAX).min(hard);
+    setrlimit(resource, max, max).context(what)
+}
+
+/// Gives up all but memory: what the compiler of a stranger's module may have.
+/// `memory_bytes` and `seconds` of CPU time are the most it may use.
+#[cfg(feature = "compile")]
+pub(crate) fn confine_compiler(memory_bytes: u64, seconds: u64) -> Result<(), ConfineError> {
+    limit(Resource::RLIMIT_CORE, 0)?;
+    limit(Resource::RLIMIT_AS, memory_bytes)?;
+    limit(Resource::RLIMIT_CPU, seconds)?;
+    nix::sys::prctl::set_dumpable(false).context(|| "cannot become undumpable".to_owned())?;
+    nix::sys::prctl::set_no_new_privs().context(|| "cannot set no_new_privs".to_owned())?;
+    seccomp::install(Profile::Compiler).context(|| "cannot filter system calls".to_owned())
 }
 
 /// Landlock, where the kernel has it: a second fence behind the root.

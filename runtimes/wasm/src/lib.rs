@@ -1,7 +1,7 @@
 //! The WebAssembly backend: compile on the master, run on the node.
 //!
 //! ```text
-//! master   compile(module, target) ──► compiled code, signed
+//! master   compile(module, target), in a process of its own ──► compiled code, signed
 //! node     Launcher ──► child: verify, map, confine itself, then run the guest
 //! ```
 //!
@@ -12,7 +12,6 @@
 //! every privilege. Nothing here knows of Kubernetes or of the link.
 
 pub mod artifact;
-mod cgroup;
 #[cfg(feature = "compile")]
 pub mod compile;
 mod confine;
@@ -21,5 +20,4 @@ mod guest;
 mod launcher;
 mod seccomp;
 
-pub use guest::guest_main;
 pub use launcher::WasmLauncher;

@@ -53,7 +53,8 @@ fn build_missing() {
         let programs = ["pinnace-master", "pinnace-agent", "pinnace"];
         let are_there =
             programs.iter().all(|name| root().join("target/release").join(name).exists())
-                && ["wasip1", "wasip2"].iter().all(|os| guest_path("greeter", os).exists());
+                && ["wasip1", "wasip2"].iter().all(|os| guest_path("greeter", os).exists())
+                && guest_path("web", "wasip2").exists();
         if !are_there {
             let status = Command::new(root().join("scripts/build")).status();
             assert!(status.is_ok_and(|status| status.success()), "scripts/build fails");

@@ -42,6 +42,8 @@ pub struct ImageConfig {
     pub working_dir: String,
     /// User, as `USER` of a Dockerfile.
     pub user: String,
+    /// Number of the signal that asks it to stop; `None` where it names none.
+    pub stop_signal: Option<u8>,
 }
 
 /// How a container is run.

@@ -12,6 +12,8 @@ pub mod logs;
 pub mod network;
 pub mod nodeinfo;
 pub mod pods;
+pub mod probes;
+pub mod progress;
 pub mod recover;
 pub mod registries;
 pub mod results;

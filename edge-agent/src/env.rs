@@ -163,8 +163,7 @@ fn variables(
                 let of = if name.is_empty() {
                     container
                 } else {
-                    pod.containers
-                        .iter()
+                    pod.all_containers()
                         .find(|c| &c.name == name)
                         .ok_or_else(|| format!("container {name} not found"))?
                 };

@@ -26,6 +26,8 @@ mod kubectl;
 #[allow(unreachable_pub)]
 mod kubectl_matrix;
 #[cfg(test)]
+mod lifecycle;
+#[cfg(test)]
 mod node_port;
 #[cfg(test)]
 mod sim;

@@ -37,8 +37,7 @@ pub fn closed_gates(pod: &Value, conditions: &[Value]) -> Option<String> {
 
 /// Brings `Ready` of a pod that has gates to what they and its containers say.
 pub fn follow_gates(pod: &mut Value, now: Timestamp) {
-    let has_gates =
-        pod["spec"]["readinessGates"].as_array().is_some_and(|gates| !gates.is_empty());
+    let has_gates = pod["spec"]["readinessGates"].as_array().is_some_and(|gates| !gates.is_empty());
     let Some(conditions) = pod["status"]["conditions"].as_array().filter(|_| has_gates) else {
         return;
     };
@@ -106,7 +105,11 @@ mod tests {
 
     #[test]
     fn a_pod_without_gates_is_left_alone() {
-        for mut pod in [json!({}), json!({"status": {"conditions": 3}}), json!({"spec": {"readinessGates": []}})] {
+        for mut pod in [
+            json!({}),
+            json!({"status": {"conditions": 3}}),
+            json!({"spec": {"readinessGates": []}}),
+        ] {
             let before = pod.clone();
             follow_gates(&mut pod, Timestamp::UNIX_EPOCH);
             assert_eq!(pod, before);

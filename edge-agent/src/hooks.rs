@@ -153,7 +153,9 @@ impl Hooks {
             Step::Remove { container, attempt } => {
                 let _working = self.work().await;
                 let run = id::container_id(&pod.uid, &container, attempt);
-                let result = self.runtime.remove(&run).await.map_err(|error| chain(&error));
+                let removed = self.runtime.remove(&run).await.map_err(|error| chain(&error));
+                let words = last_words::folder(&self.dirs(pod), &container, attempt);
+                let result = removed.and_then(|()| remove_folder(&words));
                 Outcome::Removed { container, attempt, result }.into()
             }
             Step::Keep(progress) => {

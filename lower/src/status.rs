@@ -169,9 +169,8 @@ fn is_sidecar(pod: &Value, name: &str) -> bool {
 
 fn initialized_problem(pod: &Value, report: &PodStatusV1) -> Problem {
     // Once a main container has run, nothing of before counts any more.
-    let has_begun = |c: &ContainerStatusV1| {
-        c.last.is_some() || !matches!(c.state, StateV1::Waiting { .. })
-    };
+    let has_begun =
+        |c: &ContainerStatusV1| c.last.is_some() || !matches!(c.state, StateV1::Waiting { .. });
     if report.phase == PhaseV1::Succeeded || report.containers.iter().any(has_begun) {
         return None;
     }
@@ -194,11 +193,8 @@ fn containers_problem(pod: &Value, report: &PodStatusV1) -> Problem {
         PhaseV1::Pending | PhaseV1::Running => {}
     }
     let sidecars = report.init_containers.iter().filter(|c| is_sidecar(pod, &c.name));
-    let unready: Vec<&str> = sidecars
-        .chain(&report.containers)
-        .filter(|c| !c.ready)
-        .map(|c| c.name.as_str())
-        .collect();
+    let unready: Vec<&str> =
+        sidecars.chain(&report.containers).filter(|c| !c.ready).map(|c| c.name.as_str()).collect();
     (!unready.is_empty()).then(|| {
         let message = format!("containers with unready status: [{}]", unready.join(" "));
         ("ContainersNotReady", message)
@@ -326,14 +322,19 @@ mod tests {
         let text = |c: &Value, key: &str| c[key].as_str().unwrap_or("").to_owned();
         let all = status["conditions"].as_array().unwrap().iter();
         all.map(|c| {
-            ["type", "status", "reason", "message"].map(|key| text(c, key)).join(" ").trim().to_owned()
+            ["type", "status", "reason", "message"]
+                .map(|key| text(c, key))
+                .join(" ")
+                .trim()
+                .to_owned()
         })
         .collect()
     }
 
     #[test]
     fn init_containers_and_sidecars_count_as_kubernetes_counts_them() {
-        let waiting = |word: &str| StateV1::Waiting { reason: word.to_owned(), message: String::new() };
+        let waiting =
+            |word: &str| StateV1::Waiting { reason: word.to_owned(), message: String::new() };
         let running = StateV1::Running { started_ms: 2_000 };
         let pod = json!({"spec": {"initContainers": [
             {"name": "proxy", "restartPolicy": "Always"}, {"name": "setup"}]}});
@@ -349,10 +350,13 @@ mod tests {
         let setup = named("setup", &running, true, false);
         report.init_containers = vec![proxy[0].clone(), setup.clone()];
         let first = pod_status(&pod, &report, "10.0.0.1", at(10));
-        assert_eq!(all_of(&first)[1..3], [
-            "Initialized False ContainersNotInitialized containers with incomplete status: [proxy setup]",
-            "Ready False ContainersNotReady containers with unready status: [proxy main]",
-        ]);
+        assert_eq!(
+            all_of(&first)[1..3],
+            [
+                "Initialized False ContainersNotInitialized containers with incomplete status: [proxy setup]",
+                "Ready False ContainersNotReady containers with unready status: [proxy main]",
+            ]
+        );
         report.init_containers = vec![proxy[1].clone(), named("setup", &running, false, true)];
         let second = pod_status(&pod, &report, "10.0.0.1", at(10));
         assert_eq!(all_of(&second)[1], "Initialized True");
@@ -362,10 +366,13 @@ mod tests {
         report.containers[0].state = running;
         report.containers[0].ready = true;
         let third = pod_status(&pod, &report, "10.0.0.1", at(10));
-        assert_eq!(all_of(&third)[1..3], [
-            "Initialized True",
-            "Ready False ContainersNotReady containers with unready status: [proxy]",
-        ]);
+        assert_eq!(
+            all_of(&third)[1..3],
+            [
+                "Initialized True",
+                "Ready False ContainersNotReady containers with unready status: [proxy]",
+            ]
+        );
     }
 
     #[test]
@@ -393,7 +400,10 @@ mod tests {
         };
         let first = pod_status(&json!({}), &evicted, "10.0.0.1", at(10));
         let last = all_of(&first).pop().unwrap();
-        assert_eq!(last, "DisruptionTarget True TerminationByKubelet The node was low on resource: memory.");
+        assert_eq!(
+            last,
+            "DisruptionTarget True TerminationByKubelet The node was low on resource: memory."
+        );
         let again = pod_status(&json!({"status": first}), &evicted, "10.0.0.1", at(20));
         assert_eq!(again, first);
     }

@@ -20,6 +20,7 @@ fn shared(name: &str, init: Value, containers: Value) -> Value {
         }
         list
     };
+    pod["spec"]["terminationGracePeriodSeconds"] = json!(20);
     pod["spec"]["volumes"] = json!([{"name": "v", "emptyDir": {}}]);
     pod["spec"]["initContainers"] = with_mount(init);
     pod["spec"]["containers"] = with_mount(containers);
@@ -76,10 +77,13 @@ fn init_containers_sidecars_and_hooks_keep_their_order() {
     let image = world.registry().push_busybox("shell:1", &[]);
     let say = |word: &str| format!("echo {word} >>/v/order");
     let wait = |file: &str| format!("until test -e /v/{file}; do sleep 0.05; done");
-    let mut proxy =
-        shell("proxy", &image, &serve(&format!("{}; touch /v/up", say("proxy")), "cat /v/order; echo over"));
+    let mut proxy = shell(
+        "proxy",
+        &image,
+        &serve(&format!("{}; touch /v/up", say("proxy")), "cat /v/order; echo over"),
+    );
     proxy["restartPolicy"] = json!("Always");
-    proxy["startupProbe"] = json!({"exec": {"command": ["test", "-e", "/v/up"]}, "periodSeconds": 1, "failureThreshold": 60});
+    proxy["startupProbe"] = json!({"exec": {"command": ["/bin/sh", "-c", "test -e /v/up"]}, "periodSeconds": 1, "failureThreshold": 60});
     let setup = shell("setup", &image, &format!("{}; {}", say("setup"), wait("go")));
     let mut main = shell("main", &image, &format!("{}; {}", wait("end"), say("main")));
     main["lifecycle"] = json!({"postStart": {"exec": {"command": ["/bin/sh", "-c", say("hook")]}}});
@@ -96,9 +100,17 @@ fn init_containers_sidecars_and_hooks_keep_their_order() {
     assert_eq!(pods::trouble(&pod).0, "PodInitializing");
     assert_eq!(condition(&pod, "Initialized"), "False");
     assert_eq!(reason(&pod, "Initialized"), "ContainersNotInitialized");
-    assert!(row(&world, "ordered").starts_with("ordered 1/2 Init:1/2 0 "), "{}", row(&world, "ordered"));
+    assert!(
+        row(&world, "ordered").starts_with("ordered 1/2 Init:1/2 0 "),
+        "{}",
+        row(&world, "ordered")
+    );
     let described = world.pinnace("describe pod ordered").ok();
-    assert!(described.contains("Init Containers:") && described.contains("exec [test -e /v/up]"), "{described}");
+    assert!(
+        described.contains("Init Containers:")
+            && described.contains("exec [/bin/sh -c test -e /v/up]"),
+        "{described}"
+    );
 
     let v = folder(&world, &pod);
     fs::write(v.join("go"), "").unwrap();
@@ -109,11 +121,16 @@ fn init_containers_sidecars_and_hooks_keep_their_order() {
     fs::write(v.join("end"), "").unwrap();
     let pod = world.pod_becomes("ordered", "succeeds", |pod| pod["status"]["phase"] == "Succeeded");
     assert_eq!(reason(&pod, "Ready"), "PodCompleted");
-    assert!(row(&world, "ordered").starts_with("ordered 0/2 Completed 0 "), "{}", row(&world, "ordered"));
+    assert!(
+        row(&world, "ordered").starts_with("ordered 0/2 Completed 0 "),
+        "{}",
+        row(&world, "ordered")
+    );
     let log = world.kubectl("logs ordered -c proxy").ok();
     assert_eq!(log, "proxy\nsetup\nhook\nmain\nover\n");
     let events = world.events_about("ordered").join("\n");
-    for word in ["Created container: setup", "Started container proxy", "Stopping container proxy"] {
+    for word in ["Created container: setup", "Started container proxy", "Stopping container proxy"]
+    {
         assert!(events.contains(word), "{word}: {events}");
     }
 }
@@ -132,18 +149,26 @@ fn probes_restart_and_flip_what_they_ask() {
     let mut main = shell("main", &image, &web);
     main["ports"] = json!([{"name": "web", "containerPort": 80}]);
     main["readinessProbe"] = every_second(json!({"httpGet": {"path": "/ready", "port": "web"}}));
-    main["livenessProbe"] = every_second(json!({"exec": {"command": ["test", "!", "-e", "/v/sick"]}}));
-    main["startupProbe"] = json!({"tcpSocket": {"port": 80}, "periodSeconds": 1, "failureThreshold": 60});
+    main["livenessProbe"] =
+        every_second(json!({"exec": {"command": ["/bin/sh", "-c", "test ! -e /v/sick"]}}));
+    main["startupProbe"] =
+        json!({"tcpSocket": {"port": 80}, "periodSeconds": 1, "failureThreshold": 60});
     world.create_pod(&shared("probed", json!([]), json!([main])));
     // A module beside it, which can be asked everything but commands.
     let mut module = pods::pod("module", &greeter, &[], &["/nothing"]);
-    module["spec"]["containers"][0]["livenessProbe"] = every_second(json!({"exec": {"command": ["true"]}}));
+    module["spec"]["containers"][0]["livenessProbe"] =
+        every_second(json!({"exec": {"command": ["true"]}}));
     world.create_pod(&module);
 
-    let pod = world.pod_becomes("probed", "is up", |pod| pod["status"]["containerStatuses"][0]["started"] == true);
+    let pod = world.pod_becomes("probed", "is up", |pod| {
+        pod["status"]["containerStatuses"][0]["started"] == true
+    });
     assert_eq!(condition(&pod, "Ready"), "False");
     assert_eq!(pod["status"]["phase"], "Running");
-    world.event_appears("probed", &["Unhealthy", "Readiness probe failed: HTTP probe failed with statuscode: 404"]);
+    world.event_appears(
+        "probed",
+        &["Unhealthy", "Readiness probe failed: HTTP probe failed with statuscode: 404"],
+    );
     assert!(row(&world, "probed").starts_with("probed 0/1 Running 0 "));
     let v = folder(&world, &pod);
     fs::write(v.join("www/ready"), "yes").unwrap();
@@ -156,13 +181,19 @@ fn probes_restart_and_flip_what_they_ask() {
     assert_eq!(restarts(&world.find_pod("probed").unwrap()), 0, "readiness restarts nothing");
 
     fs::write(v.join("sick"), "").unwrap();
-    world.event_appears("probed", &["Killing", "Container main failed liveness probe, will be restarted"]);
+    world.event_appears(
+        "probed",
+        &["Killing", "Container main failed liveness probe, will be restarted"],
+    );
     let pod = world.pod_becomes("probed", "was restarted and is ready", |pod| {
         restarts(pod) == 1 && condition(pod, "Ready") == "True"
     });
     assert!(pod["status"]["containerStatuses"][0]["lastState"]["terminated"].is_object());
 
-    world.event_appears("module", &["Unhealthy", "Liveness probe errored", "no commands to execute"]);
+    world.event_appears(
+        "module",
+        &["Unhealthy", "Liveness probe errored", "no commands to execute"],
+    );
     assert_eq!(restarts(&world.find_pod("module").unwrap()), 0);
 }
 
@@ -174,14 +205,17 @@ fn both_runtimes_live_in_one_pod_and_leave_their_last_words() {
     let module = |name: &str, args: &[&str]| json!({"name": name, "image": trial, "args": args});
     // A module prepares what a program reads, and another runs beside it.
     let init = json!([module("first", &["write", "/v/from-wasm"])]);
-    let reader = shell("reader", &image, &serve("cat /v/from-wasm", "true"));
+    let reader = shell("reader", &image, &serve("cat /v/from-wasm; echo", "true"));
     world.create_pod(&shared("mixed", init, json!([reader, module("beside", &["sleep"])])));
     let pod = world.pod_becomes_ready("mixed");
-    assert_eq!(status_of(&pod, "initContainerStatuses", "first")["state"]["terminated"]["reason"], "Completed");
+    assert_eq!(
+        status_of(&pod, "initContainerStatuses", "first")["state"]["terminated"]["reason"],
+        "Completed"
+    );
     assert!(row(&world, "mixed").starts_with("mixed 2/2 Running 0 "));
     until("the program has read what the module wrote", || {
         let log = world.kubectl("logs mixed -c reader").ok();
-        check(log == "x", || log.clone())
+        check(log == "x\n", || log.clone())
     });
 
     let once = |name: &str, container: Value| {
@@ -194,7 +228,10 @@ fn both_runtimes_live_in_one_pod_and_leave_their_last_words() {
         let pod = world.pod_becomes(name, "fails", |pod| pod["status"]["phase"] == "Failed");
         pods::trouble(&pod).1
     };
-    world.create_pod(&once("file", shell("main", &image, "echo -n goodbye >/dev/termination-log; exit 3")));
+    world.create_pod(&once(
+        "file",
+        shell("main", &image, "echo -n goodbye >/dev/termination-log; exit 3"),
+    ));
     let mut logs = shell("main", &image, "echo the end; exit 3");
     logs["terminationMessagePolicy"] = json!("FallbackToLogsOnError");
     world.create_pod(&once("logs", logs));
@@ -203,8 +240,12 @@ fn both_runtimes_live_in_one_pod_and_leave_their_last_words() {
     let mut limited = once("limited", shell("main", &image, &serve("", "true")));
     limited["spec"]["activeDeadlineSeconds"] = json!(2);
     world.create_pod(&limited);
-    assert_eq!((words("file"), words("logs"), words("wasm")), ("goodbye".into(), "the end\n".into(), "x".into()));
-    let pod = world.pod_becomes("limited", "comes to its deadline", |pod| pod["status"]["phase"] == "Failed");
+    assert_eq!(
+        (words("file"), words("logs"), words("wasm")),
+        ("goodbye".into(), "the end\n".into(), "x".into())
+    );
+    let pod = world
+        .pod_becomes("limited", "comes to its deadline", |pod| pod["status"]["phase"] == "Failed");
     assert_eq!(pod["status"]["reason"], "DeadlineExceeded");
     world.event_appears("limited", &["DeadlineExceeded"]);
 }
@@ -221,7 +262,9 @@ fn an_agent_that_is_killed_while_a_pod_initializes_runs_nothing_twice() {
     main["readinessProbe"] = json!({"exec": {"command": ["true"]}, "periodSeconds": 1});
     world.create_pod(&shared("careful", json!([step("one"), step("two")]), json!([main])));
     let runs = |name: &str| {
-        move |pod: &Value| status_of(pod, "initContainerStatuses", name)["state"]["running"].is_object()
+        move |pod: &Value| {
+            status_of(pod, "initContainerStatuses", name)["state"]["running"].is_object()
+        }
     };
     let pod = world.pod_becomes("careful", "runs its first init container", runs("one"));
     let v = folder(&world, &pod);
@@ -230,7 +273,9 @@ fn an_agent_that_is_killed_while_a_pod_initializes_runs_nothing_twice() {
     // The first one ends while nobody looks; the second is running when it happens again.
     world.agents[0].kill();
     fs::write(v.join("one"), "").unwrap();
-    until("the first one has ended", || check(world.agents[0].running().is_empty(), || "it runs".into()));
+    until("the first one has ended", || {
+        check(world.agents[0].running().is_empty(), || "it runs".into())
+    });
     world.start_agent(0);
     world.pod_becomes("careful", "runs its second init container", runs("two"));
     world.agents[0].kill();

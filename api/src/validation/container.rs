@@ -58,7 +58,8 @@ pub(super) fn containers(
             if list == "initContainers" && text(container, "restartPolicy") != "Always" {
                 for field in ["lifecycle", "livenessProbe", "readinessProbe", "startupProbe"] {
                     if container.get(field).is_some_and(|value| !value.is_null()) {
-                        let detail = "may not be set for init containers without restartPolicy=Always";
+                        let detail =
+                            "may not be set for init containers without restartPolicy=Always";
                         errors.forbidden(&at.field(field), detail);
                     }
                 }

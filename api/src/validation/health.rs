@@ -49,7 +49,9 @@ pub(super) fn lifecycle(path: &Path<'_>, container: &Fields, errors: &mut Errors
     let signal = text(lifecycle, "stopSignal");
     let is_name = signal.strip_prefix("SIG").is_some_and(|rest| {
         !rest.is_empty()
-            && rest.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b"+-".contains(&b))
+            && rest
+                .bytes()
+                .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b"+-".contains(&b))
     });
     if !signal.is_empty() && !is_name {
         let detail = "must be the name of a signal, such as SIGTERM or SIGRTMIN+3";

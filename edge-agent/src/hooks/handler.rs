@@ -124,14 +124,9 @@ impl Hooks {
             );
         }
         let run = id::container_id(&context.desired.pod.uid, name, attempt);
-        let done = runtime::exec_output(
-            &*self.runtime,
-            &run,
-            command.to_vec(),
-            limit,
-            OUTPUT_BYTES_MAX,
-        )
-        .await;
+        let done =
+            runtime::exec_output(&*self.runtime, &run, command.to_vec(), limit, OUTPUT_BYTES_MAX)
+                .await;
         match done {
             Ok(done) => Ok(match done.code {
                 Some(0) => Reply::Well,

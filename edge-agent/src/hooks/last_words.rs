@@ -70,7 +70,12 @@ fn path_in(container: &ContainerV1) -> &str {
 /// `messages/<container>-<attempt>/<name>`, in the pod's folder on disk.
 fn file(dirs: &PodDirs, container: &ContainerV1, attempt: u32) -> PathBuf {
     let name = path_in(container).rsplit('/').next().unwrap_or_default();
-    dirs.disk.join("messages").join(format!("{}-{attempt}", container.name)).join(name)
+    folder(dirs, &container.name, attempt).join(name)
+}
+
+/// Where the file of a run is. It goes with what else the run leaves.
+pub(super) fn folder(dirs: &PodDirs, container: &str, attempt: u32) -> PathBuf {
+    dirs.disk.join("messages").join(format!("{container}-{attempt}"))
 }
 
 fn folder_of(path: &Path) -> PathBuf {

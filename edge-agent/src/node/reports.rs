@@ -85,7 +85,7 @@ impl Reports {
     }
 
     pub(super) fn event(&mut self, mut event: EventV1) {
-        shorten(&mut event.message);
+        shorten(&mut event.message, TEXT_BYTES_MAX);
         if self.events.len() == EVENTS_MAX {
             self.events.pop_front();
         }

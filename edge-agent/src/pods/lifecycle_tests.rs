@@ -328,7 +328,7 @@ fn a_hook_that_fails_after_the_start_ends_the_run_and_one_before_the_stop_does_n
         ! FailedPostStartHook: PostStartHook failed: exit 1
         ! Killing: FailedPostStartHook
         ! BackOff: Back-off restarting failed container a in pod web-0_default(07070707-0707-0707-0707-070707070707)
-        Pending terminated=false
+        Running terminated=false
         a: waiting CrashLoopBackOff back-off 20s restarting failed container=a pod=web-0_default(07070707-0707-0707-0707-070707070707) restarts=2 last=143 Error
     "#]]);
     let mut a = container("a");
@@ -339,10 +339,10 @@ fn a_hook_that_fails_after_the_start_ends_the_run_and_one_before_the_stop_does_n
     world.forget_steps();
     world.edit(|pod| pod.deletion_grace_s = Some(10));
     world.settle();
-    assert_eq!(world.happenings[..2], [
-        "Killing: Stopping container a",
-        "FailedPreStopHook: PreStopHook failed: exit 1"
-    ]);
+    assert_eq!(
+        world.happenings[..2],
+        ["Killing: Stopping container a", "FailedPreStopHook: PreStopHook failed: exit 1"]
+    );
     assert!(world.state.torn_down);
 }
 

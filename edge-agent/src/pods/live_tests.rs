@@ -556,8 +556,7 @@ async fn commands_are_asked_and_told_through_the_runtime() {
     let a = &mut one.containers[0];
     a.lifecycle.post_start = Some(command("hello"));
     a.lifecycle.pre_stop = Some(command("bye"));
-    a.probes.liveness =
-        Some(ProbeV1 { handler: command("well?"), ..super::probe_tests::probe() });
+    a.probes.liveness = Some(ProbeV1 { handler: command("well?"), ..super::probe_tests::probe() });
     agent.send(5, &[(3, &one)]);
     agent.until("running", |agent| agent.is_running(&one)).await;
     agent.rest().await;
@@ -623,9 +622,11 @@ async fn a_deadline_goes_on_after_a_power_cut() {
     machine.reboot();
     let mut agent = machine.agent();
     let start = tokio::time::Instant::now();
-    agent.until("failed", |agent| {
-        agent.statuses.get(&one.uid).is_some_and(|status| status.reason == "DeadlineExceeded")
-    }).await;
+    agent
+        .until("failed", |agent| {
+            agent.statuses.get(&one.uid).is_some_and(|status| status.reason == "DeadlineExceeded")
+        })
+        .await;
     let left = start.elapsed().as_secs();
     assert!((200..300).contains(&left), "{left} s");
     agent.end().await;
@@ -640,19 +641,22 @@ async fn an_agent_that_is_restarted_while_a_pod_initializes_runs_nothing_twice()
     let starts = || machine.runtime.calls().into_iter().filter(|c| c.starts_with("start")).count();
     agent.send(5, &[(3, &one)]);
     for (init, n_starts) in [("first", 1), ("second", 2)] {
-        agent.until("initializing", |agent| {
-            let status = agent.statuses.get(&one.uid);
-            let all = status.into_iter().flat_map(|status| &status.init_containers);
-            all.into_iter().any(|c| c.name == init && matches!(c.state, StateV1::Running { .. }))
-        }).await;
+        agent
+            .until("initializing", |agent| {
+                let status = agent.statuses.get(&one.uid);
+                let all = status.into_iter().flat_map(|status| &status.init_containers);
+                all.into_iter()
+                    .any(|c| c.name == init && matches!(c.state, StateV1::Running { .. }))
+            })
+            .await;
         agent.end().await;
         assert_eq!(starts(), n_starts);
         machine.runtime.exit(&id::container_id(&one.uid, init, 0), 0);
         agent = machine.agent();
     }
-    agent.until("running", |agent| {
-        agent.statuses.contains_key(&one.uid) && agent.is_running(&one)
-    }).await;
+    agent
+        .until("running", |agent| agent.statuses.contains_key(&one.uid) && agent.is_running(&one))
+        .await;
     agent.rest().await;
     assert_eq!(starts(), 3);
     agent.end().await;

@@ -23,11 +23,11 @@ mod events;
 mod lifecycle_tests;
 #[cfg(test)]
 mod live_tests;
-#[cfg(test)]
-mod probe_tests;
 mod order;
 pub mod owner;
 mod plan;
+#[cfg(test)]
+mod probe_tests;
 mod probing;
 mod state;
 mod status;

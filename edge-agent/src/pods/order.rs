@@ -70,7 +70,9 @@ fn is_done(state: &PodState, index: usize) -> bool {
     let container = &state.containers[index];
     let is_done = match container.role {
         Role::Sidecar => container.was_up,
-        _ => matches!(&container.run, Run::Exited { end, before_boot: false, .. } if end.exit_code == 0),
+        _ => {
+            matches!(&container.run, Run::Exited { end, before_boot: false, .. } if end.exit_code == 0)
+        }
     };
     // What was lost with a damaged file is told by those that came after.
     is_done

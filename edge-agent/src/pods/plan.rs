@@ -169,11 +169,10 @@ pub fn finished(desired: &Desired, state: &PodState) -> Option<PhaseV1> {
 /// pod is for counts.
 #[must_use]
 pub fn finished_phase(state: &PodState) -> PhaseV1 {
-    let all_succeeded = state
-        .containers
-        .iter()
-        .filter(|container| container.role == Role::Main)
-        .all(|container| matches!(&container.run, Run::Exited { end, .. } if end.exit_code == 0));
+    let all_succeeded =
+        state.containers.iter().filter(|container| container.role == Role::Main).all(
+            |container| matches!(&container.run, Run::Exited { end, .. } if end.exit_code == 0),
+        );
     if all_succeeded && state.eviction.is_none() { PhaseV1::Succeeded } else { PhaseV1::Failed }
 }
 

@@ -104,8 +104,7 @@ fn liveness_ends_the_run_with_its_own_grace() {
 #[test]
 fn a_run_that_liveness_ended_is_not_followed_where_none_may() {
     let a = probed(ProbeKind::Liveness, ProbeV1 { failure_threshold: 1, ..probe() });
-    let mut world =
-        World::new(PodV1 { restart_policy: RestartPolicyV1::Never, ..pod(vec![a]) });
+    let mut world = World::new(PodV1 { restart_policy: RestartPolicyV1::Never, ..pod(vec![a]) });
     world.say(ProbeKind::Liveness, failure());
     world.settle();
     assert_eq!(world.state.finished, Some(PhaseV1::Failed));

@@ -120,9 +120,10 @@ impl Probing {
         for container in &state.containers {
             let Some(wanted) = desired.container(&container.name) else { continue };
             for kind in KINDS {
-                let Some(probe) = kind.of(wanted).filter(|_| {
-                    is_asked(kind, wanted, container, desired.is_stopping())
-                }) else {
+                let Some(probe) = kind
+                    .of(wanted)
+                    .filter(|_| is_asked(kind, wanted, container, desired.is_stopping()))
+                else {
                     continue;
                 };
                 let Run::Running { attempt, since, .. } = container.run else { continue };
@@ -200,15 +201,7 @@ impl Probing {
 
 impl Timer {
     fn new(attempt: u32, due: Duration) -> Self {
-        Self {
-            attempt,
-            due,
-            in_flight: false,
-            last: None,
-            n_in_a_row: 0,
-            n_bad: 0,
-            is_over: false,
-        }
+        Self { attempt, due, in_flight: false, last: None, n_in_a_row: 0, n_bad: 0, is_over: false }
     }
 }
 
@@ -222,12 +215,7 @@ fn seconds(seconds: u32) -> Duration {
 }
 
 /// Whether a probe is asked now, as far as the container goes.
-fn is_asked(
-    kind: ProbeKind,
-    wanted: &ContainerV1,
-    container: &Container,
-    pod_stops: bool,
-) -> bool {
+fn is_asked(kind: ProbeKind, wanted: &ContainerV1, container: &Container, pod_stops: bool) -> bool {
     let Run::Running { health, .. } = &container.run else { return false };
     if !matches!(container.role, Role::Main | Role::Sidecar) {
         return false;

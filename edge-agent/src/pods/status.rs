@@ -67,9 +67,7 @@ pub fn phase(desired: &Desired, state: &PodState) -> PhaseV1 {
 /// Whether its hook after the start is not through: it does not count as running yet.
 fn is_in_hook(desired: &Desired, container: &Container) -> bool {
     let Run::Running { health, .. } = &container.run else { return false };
-    desired
-        .container(&container.name)
-        .is_some_and(|wanted| !order::is_past_hook(wanted, health))
+    desired.container(&container.name).is_some_and(|wanted| !order::is_past_hook(wanted, health))
 }
 
 /// Why the container cannot be configured, as the kubelet says it; `None` if it can.
@@ -154,8 +152,7 @@ fn creating_word(desired: &Desired) -> &'static str {
 /// Whether a container that does not run waits for others of the pod.
 fn container_waits(state: &PodState, container: &Container) -> bool {
     let index = state.containers.iter().position(|other| other.name == container.name);
-    container.role != Role::Ephemeral
-        && index.is_some_and(|index| !order::may_start(state, index))
+    container.role != Role::Ephemeral && index.is_some_and(|index| !order::may_start(state, index))
 }
 
 /// A container that ended: for good, or between two runs.

@@ -245,7 +245,9 @@ impl Worker {
             Return::Step(done) => self.take(done).await,
             Return::Probe(question, answer) => {
                 let wanted = self.desired.container(&question.container);
-                let Some(probe) = wanted.and_then(|wanted| question.kind.of(wanted)) else { return };
+                let Some(probe) = wanted.and_then(|wanted| question.kind.of(wanted)) else {
+                    return;
+                };
                 let (happened, passed) = self.probing.answer(&question, probe, &answer);
                 if let Some(passed) = passed {
                     self.state.probed(&question, passed);

@@ -199,7 +199,8 @@ fn unpad(payload: &[u8], flags: u8) -> io::Result<&[u8]> {
     if flags & PADDED == 0 {
         return Ok(payload);
     }
-    let (n_bytes, rest) = payload.split_first().ok_or_else(|| invalid("an empty frame is padded"))?;
+    let (n_bytes, rest) =
+        payload.split_first().ok_or_else(|| invalid("an empty frame is padded"))?;
     let end = rest.len().checked_sub(usize::from(*n_bytes));
     end.map(|end| &rest[..end]).ok_or_else(|| invalid("a frame is all padding"))
 }

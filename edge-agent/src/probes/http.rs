@@ -133,7 +133,11 @@ impl Head {
         let malformed = || io::Error::new(io::ErrorKind::InvalidData, "malformed HTTP response");
         let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else {
             let is_http = b"HTTP/1.".starts_with(&bytes[..bytes.len().min(7)]);
-            return if bytes.len() < HEAD_BYTES_MAX && is_http { Ok(None) } else { Err(malformed()) };
+            return if bytes.len() < HEAD_BYTES_MAX && is_http {
+                Ok(None)
+            } else {
+                Err(malformed())
+            };
         };
         let text = String::from_utf8_lossy(&bytes[..end]);
         let mut lines = text.split("\r\n");
@@ -232,7 +236,8 @@ mod tests {
     #[test]
     fn heads_are_read() {
         let parse = |text: &str| Head::parse(text.as_bytes());
-        let (head, n) = parse("HTTP/1.1 204 No Content\r\nLOCATION: /x\r\n\r\nbody").unwrap().unwrap();
+        let (head, n) =
+            parse("HTTP/1.1 204 No Content\r\nLOCATION: /x\r\n\r\nbody").unwrap().unwrap();
         assert_eq!((head.status, head.location.as_deref(), n), (204, Some("/x"), 41));
         for incomplete in ["", "HTT", "HTTP/1.1 200 OK\r\nA: b\r\n"] {
             assert_eq!(parse(incomplete).unwrap(), None, "{incomplete}");
@@ -240,7 +245,10 @@ mod tests {
         for bad in ["SSH-2.0-x", "HTTP/2 200\r\n\r\n", "HTTP/1.1 20\r\n\r\n", "HTTP/1.1\r\n\r\n"] {
             assert!(parse(bad).is_err(), "{bad}");
         }
-        assert!(Head::parse(&[b"HTTP/1.1 200 OK\r\nA: ".to_vec(), vec![b'x'; 20_000]].concat()).is_err());
+        assert!(
+            Head::parse(&[b"HTTP/1.1 200 OK\r\nA: ".to_vec(), vec![b'x'; 20_000]].concat())
+                .is_err()
+        );
     }
 
     proptest! {

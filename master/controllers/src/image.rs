@@ -211,7 +211,10 @@ impl<C: Cluster, R: ImageResolver> Controller<C, R> {
             .all_containers()
             .any(|container| Runtime::of(class, records.get(container)) == Runtime::Wasm);
         let was_pending = is_pending(&object);
-        if !missing && (!bound || becomes_wasm || !was_pending) && records != ImageRecords::of(&object) {
+        if !missing
+            && (!bound || becomes_wasm || !was_pending)
+            && records != ImageRecords::of(&object)
+        {
             let text = records.text();
             let change = |object: &mut Value| {
                 if was_pending && !is_pending(object) {

@@ -9,9 +9,7 @@ use super::{Happening, Pulled};
 use crate::clock::Now;
 use crate::id;
 use crate::pods::backoff;
-use crate::pods::state::{
-    Container, Failure, Health, Image, ImagePhase, Leftover, Run, Why,
-};
+use crate::pods::state::{Container, Failure, Health, Image, ImagePhase, Leftover, Run, Why};
 
 impl Image {
     pub(super) fn pulled(&mut self, result: Result<Pulled, (String, String)>, at: Duration) {
@@ -48,7 +46,12 @@ impl Container {
     }
 
     /// The run that was starting runs.
-    pub(super) fn runs(&mut self, attempt: u32, started_ms: u64, since: Duration) -> Vec<Happening> {
+    pub(super) fn runs(
+        &mut self,
+        attempt: u32,
+        started_ms: u64,
+        since: Duration,
+    ) -> Vec<Happening> {
         let Run::Starting { image, image_id, stop_signal, .. } = &self.run else {
             return Vec::new();
         };

@@ -52,9 +52,9 @@ pub(super) fn stop_one(
 ) {
     let wanted = desired.container(&container.name);
     let of_probe = match why {
-        Why::Unhealthy(kind) => wanted
-            .and_then(|wanted| kind.of(wanted))
-            .and_then(|probe| probe.termination_grace_s),
+        Why::Unhealthy(kind) => {
+            wanted.and_then(|wanted| kind.of(wanted)).and_then(|probe| probe.termination_grace_s)
+        }
         _ => None,
     };
     let ending = Ending {

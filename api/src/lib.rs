@@ -17,6 +17,7 @@ pub mod names;
 pub mod openapi;
 pub mod protobuf;
 pub mod quantity;
+pub mod readiness;
 pub mod resource;
 pub mod schema;
 pub mod selector;

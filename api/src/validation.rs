@@ -11,6 +11,7 @@
 
 mod config;
 mod container;
+mod health;
 mod metadata;
 mod node;
 mod pod;

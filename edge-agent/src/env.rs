@@ -42,6 +42,8 @@ pub struct ImageConfig {
     pub working_dir: String,
     /// User, as `USER` of a Dockerfile.
     pub user: String,
+    /// Number of the signal that asks it to stop; `None` where it names none.
+    pub stop_signal: Option<u8>,
 }
 
 /// How a container is run.
@@ -161,8 +163,7 @@ fn variables(
                 let of = if name.is_empty() {
                     container
                 } else {
-                    pod.containers
-                        .iter()
+                    pod.all_containers()
                         .find(|c| &c.name == name)
                         .ok_or_else(|| format!("container {name} not found"))?
                 };

@@ -3,6 +3,9 @@
 //!
 //! A hook decides nothing and tries nothing twice. Every one may be repeated.
 
+mod handler;
+mod last_words;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,7 +20,7 @@ use wire::status::PhaseV1;
 use crate::config::{Folders, PodDirs};
 use crate::env::{self, Facts};
 use crate::images::{ImageContent, ImageRequest, Images, Progress, ReadyImage};
-use crate::pods::{Desired, Outcome, PodState, Signal, Step};
+use crate::pods::{Desired, Outcome, PodState, Pulled, Run, Signal, Step};
 use crate::results::{Record, Results};
 use crate::sandbox::{self, PodNetwork};
 use crate::seal::Seal;
@@ -25,6 +28,9 @@ use crate::{id, logs, volumes};
 
 /// Steps of all pods that work at the same time. Pulls have a bound of their own.
 const WORKING_MAX: usize = 8;
+
+/// Probes of all pods that are asked at the same time.
+const ASKING_MAX: usize = 64;
 
 const SIGTERM: i32 = 15;
 const SIGKILL: i32 = 9;
@@ -47,6 +53,8 @@ pub struct Hooks {
     pub node: RwLock<Facts>,
     /// Bounds the work at one time.
     pub working: Semaphore,
+    /// Bounds the probes that are asked at one time.
+    pub asking: Semaphore,
 }
 
 impl std::fmt::Debug for Hooks {
@@ -93,9 +101,9 @@ impl Hooks {
         seal: Arc<Seal>,
         node: Facts,
     ) -> Self {
-        let working = Semaphore::new(WORKING_MAX);
+        let (working, asking) = (Semaphore::new(WORKING_MAX), Semaphore::new(ASKING_MAX));
         let node = RwLock::new(node);
-        Self { folders, runtime, images, network, results, seal, node, working }
+        Self { folders, runtime, images, network, results, seal, node, working, asking }
     }
 
     /// The folders of a pod.
@@ -134,15 +142,29 @@ impl Hooks {
                 let result = self.start(&context, &container, attempt).await;
                 Outcome::Started { container, attempt, result }.into()
             }
+            Step::PostStart { container, attempt } => {
+                let result = self.post_start(&context, &container, attempt).await;
+                Outcome::PostStarted { container, attempt, result }.into()
+            }
+            Step::PreStop { container, attempt, limit, .. } => {
+                let result = self.pre_stop(&context, &container, attempt, limit).await;
+                Outcome::PreStopped { container, attempt, result }.into()
+            }
             Step::Stop { container, attempt, signal, .. } => {
-                self.stop(pod, &container, attempt, signal);
+                self.stop(&context, &container, attempt, signal);
                 Outcome::Stopped { container, attempt }.into()
             }
             Step::Remove { container, attempt } => {
                 let _working = self.work().await;
                 let run = id::container_id(&pod.uid, &container, attempt);
-                let result = self.runtime.remove(&run).await.map_err(|error| chain(&error));
+                let removed = self.runtime.remove(&run).await.map_err(|error| chain(&error));
+                let words = last_words::folder(&self.dirs(pod), &container, attempt);
+                let result = removed.and_then(|()| remove_folder(&words));
                 Outcome::Removed { container, attempt, result }.into()
+            }
+            Step::Keep(progress) => {
+                let result = self.keep(pod, progress.clone()).await;
+                Outcome::Kept(progress, result).into()
             }
             Step::Record(phase) => {
                 let result = self.record(&context, phase).await;
@@ -176,7 +198,8 @@ impl Hooks {
         };
         match self.images.get(request, progress).await {
             Ok(image) => {
-                let result = Ok(image.id.clone());
+                let (id, stop_signal) = (image.id.clone(), image.config.stop_signal);
+                let result = Ok(Pulled { id, stop_signal });
                 let outcome = Outcome::Pulled { container: name.clone(), result };
                 Done { outcome, image: Some((name, image)) }
             }
@@ -229,6 +252,7 @@ impl Hooks {
             blocking(move || volumes::mounts(&pod, &container, &dirs)).await
         };
         mounts.extend(of_volumes.map_err(|error| config(chain(&error)))?);
+        mounts.extend(last_words::mount(container, &dirs, attempt, &mounts).map_err(create)?);
         let log = logs::path(&dirs.logs, name, attempt);
         logs::prepare(&log).map_err(|error| {
             create(format!("cannot make the log folder of {}: {error}", log.display()))
@@ -271,16 +295,21 @@ impl Hooks {
         }
     }
 
-    fn stop(&self, pod: &PodV1, container: &str, attempt: u32, signal: Signal) {
-        let run = id::container_id(&pod.uid, container, attempt);
+    fn stop(&self, context: &Context, name: &str, attempt: u32, signal: Signal) {
+        let run = id::container_id(&context.desired.pod.uid, name, attempt);
         let number = match signal {
-            Signal::Term => SIGTERM,
+            Signal::Term => stop_signal(context, name),
             Signal::Kill => SIGKILL,
         };
         // A signal that does not arrive is sent again as SIGKILL when its time comes.
         if let Err(error) = self.runtime.kill(&run, number) {
             tracing::warn!(container = run, error = chain(&error), "cannot signal");
         }
+    }
+
+    async fn keep(&self, pod: &PodV1, progress: crate::progress::Progress) -> Result<(), String> {
+        let disk = self.dirs(pod).disk;
+        blocking(move || progress.store(&disk)).await.map_err(|error| chain(&error))
     }
 
     async fn record(&self, context: &Context, phase: PhaseV1) -> Result<(), String> {
@@ -335,6 +364,17 @@ fn http_port(container: &ContainerV1) -> u16 {
     of_tcp.map_or(8080, |port| port.port)
 }
 
+/// What the container is asked to stop with: what the manifest says, else the
+/// image it runs.
+fn stop_signal(context: &Context, name: &str) -> i32 {
+    let wanted = context.desired.container(name).and_then(|wanted| wanted.lifecycle.stop_signal);
+    let image = context.state.container(name).and_then(|container| match container.run {
+        Run::Running { stop_signal, .. } => stop_signal,
+        _ => None,
+    });
+    wanted.or(image).map_or(SIGTERM, i32::from)
+}
+
 fn workload(content: &ImageContent, scratch: &Path, http_port: u16) -> Workload {
     match content {
         ImageContent::Oci { layers } => {
@@ -359,8 +399,10 @@ fn resources(pod: &PodV1, container: &ContainerV1, capacity_bytes: u64) -> Resou
             && r.memory_limit_bytes == r.memory_request_bytes
     };
     let asks = |r: &ResourcesV1| *r != ResourcesV1::default();
-    let guaranteed = pod.containers.iter().all(|c| is_bounded(&c.resources));
-    let best_effort = !pod.containers.iter().any(|c| asks(&c.resources));
+    // Ephemeral containers have no resources, and change nothing of the pod's class.
+    let mut all = pod.init_containers.iter().chain(&pod.containers);
+    let guaranteed = all.clone().all(|c| is_bounded(&c.resources));
+    let best_effort = !all.any(|c| asks(&c.resources));
     Resources {
         cpu_request_millis: of.cpu_request_millis,
         cpu_limit_millis: of.cpu_limit_millis,

@@ -15,6 +15,8 @@ pub mod network;
 pub mod nodeinfo;
 pub mod pods;
 pub mod pressure;
+pub mod probes;
+pub mod progress;
 pub mod recover;
 pub mod registries;
 pub mod results;

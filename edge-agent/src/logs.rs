@@ -86,6 +86,27 @@ pub fn prepare(log: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// What the last lines of a log say, at most so many lines and bytes of them.
+///
+/// # Errors
+/// It cannot be read.
+pub fn last_lines(log: &Path, lines: u64, bytes_max: usize) -> io::Result<String> {
+    let mut source = Source::open(log, Some(lines))?;
+    let mut text = Vec::new();
+    while source.read(|line| {
+        // `<time> stdout F <text>`; P stands for a line that goes on.
+        let mut words = line.splitn(4, |byte| *byte == b' ');
+        let (tag, said) = (words.nth(2), words.next());
+        text.extend_from_slice(said.unwrap_or_default());
+        if tag != Some(b"P") {
+            text.push(b'\n');
+        }
+    })? > 0
+    {}
+    let start = text.len().saturating_sub(bytes_max);
+    Ok(String::from_utf8_lossy(&text[start..]).into_owned())
+}
+
 /// Serves one request for logs over a stream, and ends it with how it went.
 ///
 /// # Errors
@@ -207,7 +228,7 @@ async fn copy(
 fn is_running(board: &Board, request: &LogsV1, attempt: u32) -> bool {
     let board = board.borrow();
     board.get(&request.uid).is_some_and(|pod| {
-        pod.containers.iter().any(|container| {
+        pod.all_containers().any(|container| {
             container.name == request.container
                 && container.container_id
                     == id::container_id(&request.uid, &request.container, attempt)

@@ -263,6 +263,7 @@ fn add_traces(state: &mut PodState, traces: &[Trace], uid: &Uid, is_fresh: bool)
                 attempt: newest.attempt,
                 image: container.image.reference.clone(),
                 image_id: String::new(),
+                stop_signal: None,
                 in_flight: false,
             };
             // It is counted again when it is seen.

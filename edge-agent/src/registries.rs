@@ -189,6 +189,7 @@ fn ready(image: Image) -> ReadyImage {
             env: image.config.env,
             working_dir: image.config.working_dir,
             user: image.config.user,
+            stop_signal: wire::signal_number(&image.config.stop_signal),
         },
     }
 }

@@ -20,7 +20,7 @@ use wire::status::{PhaseV1, TerminatedV1};
 
 use crate::durable::{self, DurableError, Keep, Magic};
 use crate::id;
-use crate::pods::{Eviction, PodState, Run, finished_phase};
+use crate::pods::{Container, Eviction, PodState, Run, finished_phase};
 
 /// Most tombstones kept.
 pub const TOMBSTONES_MAX: usize = 512;
@@ -66,20 +66,7 @@ impl Record {
     /// The record of a pod that is over.
     #[must_use]
     pub fn of(state: &PodState, pod: &PodV1) -> Self {
-        let containers = state
-            .containers
-            .iter()
-            .map(|container| {
-                let (attempt, image, image_id, end) = match &container.run {
-                    Run::Exited { attempt, image, image_id, end, .. } => {
-                        (*attempt, image.clone(), image_id.clone(), Some(end.clone()))
-                    }
-                    _ => (0, container.image.reference.clone(), String::new(), None),
-                };
-                let (name, n_runs) = (container.name.clone(), container.n_runs);
-                ContainerRecord { name, attempt, n_runs, image, image_id, end }
-            })
-            .collect();
+        let containers = state.containers.iter().map(ContainerRecord::of).collect();
         Self {
             namespace: pod.namespace.clone(),
             name: pod.name.clone(),
@@ -96,24 +83,33 @@ impl Record {
         state.eviction.clone_from(&self.eviction);
         state.first_seen_ms = self.first_seen_ms;
         for record in &self.containers {
-            let Some(container) = state.containers.iter_mut().find(|c| c.name == record.name)
-            else {
-                continue;
-            };
-            container.n_runs = record.n_runs;
-            container.next_attempt = record.attempt.saturating_add(1);
-            if let Some(end) = &record.end {
-                container.run = Run::Exited {
-                    attempt: record.attempt,
-                    image: record.image.clone(),
-                    image_id: record.image_id.clone(),
-                    end: end.clone(),
-                    at: std::time::Duration::ZERO,
-                    retry_at: std::time::Duration::ZERO,
-                    replaced: false,
-                    never_ran: false,
-                };
+            if let Some(container) = state.containers.iter_mut().find(|c| c.name == record.name) {
+                record.restore(container);
             }
+        }
+    }
+}
+
+impl ContainerRecord {
+    /// How a container ended.
+    #[must_use]
+    pub fn of(container: &Container) -> Self {
+        let (attempt, image, image_id, end) = match &container.run {
+            Run::Exited { attempt, image, image_id, end, .. } => {
+                (*attempt, image.clone(), image_id.clone(), Some(end.clone()))
+            }
+            _ => (0, container.image.reference.clone(), String::new(), None),
+        };
+        let (name, n_runs) = (container.name.clone(), container.n_runs);
+        Self { name, attempt, n_runs, image, image_id, end }
+    }
+
+    /// Puts it into a container of which nothing else is known.
+    pub fn restore(&self, container: &mut Container) {
+        container.n_runs = self.n_runs;
+        container.next_attempt = self.attempt.saturating_add(1);
+        if let Some(end) = &self.end {
+            container.run = Run::ended(self.attempt, &self.image, &self.image_id, end.clone());
         }
     }
 }

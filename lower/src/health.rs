@@ -24,7 +24,7 @@ pub(super) fn lifecycle(container: &Container) -> Result<LifecycleV1, LowerError
     Ok(LifecycleV1 {
         post_start: lower("lifecycle.postStart", &hooks.post_start)?,
         pre_stop: lower("lifecycle.preStop", &hooks.pre_stop)?,
-        stop_signal: hooks.stop_signal.as_deref().and_then(signal_number),
+        stop_signal: hooks.stop_signal.as_deref().and_then(wire::signal_number),
     })
 }
 
@@ -95,39 +95,4 @@ fn port(container: &Container, port: Option<&IntOrString>) -> Result<u16, LowerE
         None => 0,
     };
     u16::try_from(number).map_err(|_| LowerError::Range("port", number))
-}
-
-/// The number of a signal, the same on every architecture that nodes have.
-fn signal_number(name: &str) -> Option<u8> {
-    const NAMES: [&str; 31] = [
-        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
-        "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG",
-        "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
-    ];
-    let name = name.strip_prefix("SIG").unwrap_or(name);
-    if let Some(offset) = name.strip_prefix("RTMIN") {
-        let offset: u8 =
-            if offset.is_empty() { 0 } else { offset.strip_prefix('+')?.parse().ok()? };
-        return 34_u8.checked_add(offset).filter(|number| *number <= 64);
-    }
-    if let Some(offset) = name.strip_prefix("RTMAX") {
-        let offset: u8 =
-            if offset.is_empty() { 0 } else { offset.strip_prefix('-')?.parse().ok()? };
-        return 64_u8.checked_sub(offset).filter(|number| *number >= 34);
-    }
-    let at = NAMES.iter().position(|known| *known == name)?;
-    u8::try_from(at + 1).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn signals_have_their_numbers() {
-        let numbers = ["SIGHUP", "SIGKILL", "SIGTERM", "SIGSYS", "SIGRTMIN", "SIGRTMIN+3"];
-        assert_eq!(numbers.map(signal_number), [1, 9, 15, 31, 34, 37].map(Some));
-        assert_eq!(signal_number("SIGRTMAX-1"), Some(63));
-        assert_eq!(["SIGNOPE", "SIGRTMIN+99", ""].map(signal_number), [None; 3]);
-    }
 }

@@ -5,6 +5,7 @@
 //! nothing. The node's clock only fills in timestamps.
 
 use api::Value;
+use api::readiness::{GATES_NOT_READY, closed_gates};
 use jiff::Timestamp;
 use serde_json::{Map, json};
 use wire::status::{ContainerStatusV1, PhaseV1, PodStatusV1, StateV1, TerminatedV1};
@@ -33,7 +34,7 @@ pub fn pod_status(pod: &Value, report: &PodStatusV1, host_ip: &str, now: Timesta
     set_containers(&mut status, "initContainerStatuses", &report.init_containers);
     set_containers(&mut status, "containerStatuses", &report.containers);
     set_containers(&mut status, "ephemeralContainerStatuses", &report.ephemeral_containers);
-    status.insert("conditions".to_owned(), Value::Array(conditions(old, report, now)));
+    status.insert("conditions".to_owned(), Value::Array(conditions(pod, report, now)));
     Value::Object(status)
 }
 
@@ -130,53 +131,94 @@ fn terminated(end: &TerminatedV1) -> Value {
     value
 }
 
+/// What speaks against a condition: its reason and message.
+type Problem = Option<(&'static str, String)>;
+
 /// The conditions of a pod, in Kubernetes' order; those that others write stay.
-fn conditions(old: &Value, report: &PodStatusV1, now: Timestamp) -> Vec<Value> {
-    let unready: Vec<&str> =
-        report.containers.iter().filter(|c| !c.ready).map(|c| c.name.as_str()).collect();
-    let ready = match report.phase {
-        PhaseV1::Succeeded => Err(("PodCompleted", String::new())),
-        PhaseV1::Failed => Err(("PodFailed", String::new())),
-        PhaseV1::Pending | PhaseV1::Running if unready.is_empty() => Ok(()),
-        PhaseV1::Pending | PhaseV1::Running => {
-            let message = format!("containers with unready status: [{}]", unready.join(" "));
-            Err(("ContainersNotReady", message))
-        }
-    };
-    let has_sandbox = if report.pod_ip.is_empty() { Err(("", String::new())) } else { Ok(()) };
-    let mine = [
-        ("PodReadyToStartContainers", has_sandbox),
-        ("Initialized", Ok(())),
-        ("Ready", ready.clone()),
-        ("ContainersReady", ready),
-        ("PodScheduled", Ok(())),
-    ];
+fn conditions(pod: &Value, report: &PodStatusV1, now: Timestamp) -> Vec<Value> {
     let empty = Vec::new();
-    let old = old["conditions"].as_array().unwrap_or(&empty);
+    let old = pod["status"]["conditions"].as_array().unwrap_or(&empty);
+    let containers_ready = containers_problem(pod, report);
+    let mut mine = vec![
+        ("PodReadyToStartContainers", sandbox_problem(report)),
+        ("Initialized", initialized_problem(pod, report)),
+        ("Ready", ready_problem(pod, old, containers_ready.clone())),
+        ("ContainersReady", containers_ready),
+        ("PodScheduled", None),
+    ];
     let find = |kind: &str| old.iter().find(|condition| condition["type"] == kind);
     let mut conditions: Vec<Value> = mine
         .iter()
-        .map(|(kind, state)| condition(kind, state.as_ref().err(), find(kind), now))
+        .map(|(kind, problem)| condition(kind, problem.as_ref(), find(kind), now))
         .collect();
-    if report.reason == "Evicted" && find("DisruptionTarget").is_none() {
-        conditions.push(json!({
-            "type": "DisruptionTarget",
-            "status": "True",
-            "lastProbeTime": null,
-            "lastTransitionTime": api::time::rfc3339(now),
-            "reason": "TerminationByKubelet",
-            "message": report.message,
-        }));
+    if report.reason == "Evicted" {
+        let mut disrupted = condition("DisruptionTarget", None, find("DisruptionTarget"), now);
+        disrupted["reason"] = json!("TerminationByKubelet");
+        disrupted["message"] = json!(report.message);
+        conditions.push(disrupted);
+        mine.push(("DisruptionTarget", None));
     }
     let is_mine = |kind: &Value| mine.iter().any(|(mine, _)| kind == mine);
     conditions.extend(old.iter().filter(|condition| !is_mine(&condition["type"])).cloned());
     conditions
 }
 
+fn sandbox_problem(report: &PodStatusV1) -> Problem {
+    report.pod_ip.is_empty().then(|| ("", String::new()))
+}
+
+/// Whether an init container is a sidecar, by the manifest.
+fn is_sidecar(pod: &Value, name: &str) -> bool {
+    let all = pod["spec"]["initContainers"].as_array();
+    all.into_iter().flatten().any(|one| one["name"] == name && one["restartPolicy"] == "Always")
+}
+
+fn initialized_problem(pod: &Value, report: &PodStatusV1) -> Problem {
+    // Once a main container has run, nothing of before counts any more.
+    let has_begun =
+        |c: &ContainerStatusV1| c.last.is_some() || !matches!(c.state, StateV1::Waiting { .. });
+    if report.phase == PhaseV1::Succeeded || report.containers.iter().any(has_begun) {
+        return None;
+    }
+    let incomplete: Vec<&str> = report
+        .init_containers
+        .iter()
+        .filter(|c| if is_sidecar(pod, &c.name) { !c.started } else { !c.ready })
+        .map(|c| c.name.as_str())
+        .collect();
+    (!incomplete.is_empty()).then(|| {
+        let message = format!("containers with incomplete status: [{}]", incomplete.join(" "));
+        ("ContainersNotInitialized", message)
+    })
+}
+
+fn containers_problem(pod: &Value, report: &PodStatusV1) -> Problem {
+    match report.phase {
+        PhaseV1::Succeeded => return Some(("PodCompleted", String::new())),
+        PhaseV1::Failed => return Some(("PodFailed", String::new())),
+        PhaseV1::Pending | PhaseV1::Running => {}
+    }
+    let sidecars = report.init_containers.iter().filter(|c| is_sidecar(pod, &c.name));
+    let unready: Vec<&str> =
+        sidecars.chain(&report.containers).filter(|c| !c.ready).map(|c| c.name.as_str()).collect();
+    (!unready.is_empty()).then(|| {
+        let message = format!("containers with unready status: [{}]", unready.join(" "));
+        ("ContainersNotReady", message)
+    })
+}
+
+/// A pod is ready when its containers are, and whatever else it names.
+fn ready_problem(pod: &Value, conditions: &[Value], containers: Problem) -> Problem {
+    if containers.is_some() {
+        return containers;
+    }
+    closed_gates(pod, conditions).map(|message| (GATES_NOT_READY, message))
+}
+
 /// One condition; its transition time moves only with its status.
 fn condition(
     kind: &str,
-    problem: Option<&(&str, String)>,
+    problem: Option<&(&'static str, String)>,
     old: Option<&Value>,
     now: Timestamp,
 ) -> Value {
@@ -317,6 +359,96 @@ mod tests {
             second["containerStatuses"][0]["state"]["waiting"]["reason"],
             "CrashLoopBackOff"
         );
+    }
+
+    fn all_of(status: &Value) -> Vec<String> {
+        let text = |c: &Value, key: &str| c[key].as_str().unwrap_or("").to_owned();
+        let all = status["conditions"].as_array().unwrap().iter();
+        all.map(|c| {
+            ["type", "status", "reason", "message"]
+                .map(|key| text(c, key))
+                .join(" ")
+                .trim()
+                .to_owned()
+        })
+        .collect()
+    }
+
+    #[test]
+    fn init_containers_and_sidecars_count_as_kubernetes_counts_them() {
+        let waiting =
+            |word: &str| StateV1::Waiting { reason: word.to_owned(), message: String::new() };
+        let running = StateV1::Running { started_ms: 2_000 };
+        let pod = json!({"spec": {"initContainers": [
+            {"name": "proxy", "restartPolicy": "Always"}, {"name": "setup"}]}});
+        let mut report = report(PhaseV1::Pending, waiting("PodInitializing"), false);
+        let named = |name: &str, state: &StateV1, started, ready| ContainerStatusV1 {
+            name: name.to_owned(),
+            state: state.clone(),
+            started,
+            ready,
+            ..report.containers[0].clone()
+        };
+        let proxy = [named("proxy", &running, false, false), named("proxy", &running, true, false)];
+        let setup = named("setup", &running, true, false);
+        report.init_containers = vec![proxy[0].clone(), setup.clone()];
+        let first = pod_status(&pod, &report, "10.0.0.1", at(10));
+        assert_eq!(
+            all_of(&first)[1..3],
+            [
+                "Initialized False ContainersNotInitialized containers with incomplete status: [proxy setup]",
+                "Ready False ContainersNotReady containers with unready status: [proxy main]",
+            ]
+        );
+        report.init_containers = vec![proxy[1].clone(), named("setup", &running, false, true)];
+        let second = pod_status(&pod, &report, "10.0.0.1", at(10));
+        assert_eq!(all_of(&second)[1], "Initialized True");
+        // Once the main one runs, an init container that is not known is no matter.
+        report.init_containers = vec![proxy[0].clone(), setup];
+        report.phase = PhaseV1::Running;
+        report.containers[0].state = running;
+        report.containers[0].ready = true;
+        let third = pod_status(&pod, &report, "10.0.0.1", at(10));
+        assert_eq!(
+            all_of(&third)[1..3],
+            [
+                "Initialized True",
+                "Ready False ContainersNotReady containers with unready status: [proxy]",
+            ]
+        );
+    }
+
+    #[test]
+    fn readiness_gates_keep_a_pod_from_being_ready() {
+        let running = report(PhaseV1::Running, StateV1::Running { started_ms: 2_000 }, true);
+        let mut pod = json!({"spec": {"readinessGates": [{"conditionType": "example.com/gate"}]}});
+        pod["status"] = pod_status(&pod, &running, "10.0.0.1", at(10));
+        assert_eq!(
+            all_of(&pod["status"])[2],
+            "Ready False ReadinessGatesNotReady corresponding condition of pod readiness gate \"example.com/gate\" does not exist."
+        );
+        let gate = json!({"type": "example.com/gate", "status": "True"});
+        pod["status"]["conditions"].as_array_mut().unwrap().push(gate);
+        let again = pod_status(&pod, &running, "10.0.0.1", at(12));
+        assert_eq!(all_of(&again)[2], "Ready True");
+    }
+
+    #[test]
+    fn an_evicted_pod_says_that_it_was_disrupted() {
+        let ended = StateV1::Running { started_ms: 2_000 };
+        let evicted = PodStatusV1 {
+            reason: "Evicted".to_owned(),
+            message: "The node was low on resource: memory.".to_owned(),
+            ..report(PhaseV1::Failed, ended, false)
+        };
+        let first = pod_status(&json!({}), &evicted, "10.0.0.1", at(10));
+        let last = all_of(&first).pop().unwrap();
+        assert_eq!(
+            last,
+            "DisruptionTarget True TerminationByKubelet The node was low on resource: memory."
+        );
+        let again = pod_status(&json!({"status": first}), &evicted, "10.0.0.1", at(20));
+        assert_eq!(again, first);
     }
 
     #[test]

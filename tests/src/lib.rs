@@ -30,6 +30,8 @@ mod kubectl;
 #[allow(unreachable_pub)]
 mod kubectl_matrix;
 #[cfg(test)]
+mod lifecycle;
+#[cfg(test)]
 mod modules;
 #[cfg(test)]
 mod node_port;

@@ -24,9 +24,12 @@ pub mod node;
 pub mod part;
 pub mod pod;
 pub mod set;
+mod signal;
 pub mod status;
 pub mod token;
 pub mod topic;
+
+pub use signal::signal_number;
 
 /// Optional additions to a published struct: tag and bytes. Unknown tags are
 /// skipped; no tag is given out yet.

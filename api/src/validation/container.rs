@@ -6,7 +6,9 @@ use std::collections::HashSet;
 use serde_json::Value;
 
 use super::volume::Volumes;
-use super::{Errors, Fields, Path, fields, flag, items, number, object, objects, pod, text};
+use super::{
+    Errors, Fields, Path, fields, flag, health, items, number, object, objects, pod, text,
+};
 use crate::names;
 use crate::quantity::Quantity;
 
@@ -53,6 +55,15 @@ pub(super) fn containers(
                 errors.duplicate(&at.field("name"), name);
             }
             one(&at, container, volumes, errors);
+            if list == "initContainers" && text(container, "restartPolicy") != "Always" {
+                for field in ["lifecycle", "livenessProbe", "readinessProbe", "startupProbe"] {
+                    if container.get(field).is_some_and(|value| !value.is_null()) {
+                        let detail =
+                            "may not be set for init containers without restartPolicy=Always";
+                        errors.forbidden(&at.field(field), detail);
+                    }
+                }
+            }
             ports(&at.field("ports"), container, &mut host_ports, errors);
         }
     }
@@ -87,11 +98,14 @@ fn one(path: &Path<'_>, container: &Fields, volumes: &Volumes<'_>, errors: &mut 
     env_from(&path.field("envFrom"), container, errors);
     resources(&path.field("resources"), fields(container, "resources"), errors);
     mounts(&path.field("volumeMounts"), container, volumes, errors);
-    for name in ["livenessProbe", "readinessProbe", "startupProbe"] {
-        if let Some(found) = object(container, name) {
-            probe(&path.field(name), found, errors);
-        }
-    }
+    errors.one_of(
+        &path.field("restartPolicy"),
+        text(container, "restartPolicy"),
+        &["Always", "Never", "OnFailure"],
+        false,
+    );
+    health::probes(path, container, errors);
+    health::lifecycle(path, container, errors);
     let context = fields(container, "securityContext");
     let at = path.field("securityContext");
     pod::security(&at, context, errors);
@@ -141,7 +155,7 @@ fn ports<'a>(
     }
 }
 
-fn port_number(path: &Path<'_>, number: i64, errors: &mut Errors) {
+pub(super) fn port_number(path: &Path<'_>, number: i64, errors: &mut Errors) {
     for detail in names::port_number(number) {
         errors.invalid_number(path, number, &detail);
     }
@@ -360,43 +374,6 @@ fn mounts(path: &Path<'_>, container: &Fields, volumes: &Volumes<'_>, errors: &m
                 text(mount, "subPathExpr"),
                 "subPathExpr and subPath are mutually exclusive",
             );
-        }
-    }
-}
-
-fn probe(path: &Path<'_>, probe: &Fields, errors: &mut Errors) {
-    let handlers = ["exec", "httpGet", "tcpSocket", "grpc"];
-    let n_handlers = handlers.iter().filter(|name| probe.contains_key(**name)).count();
-    if n_handlers == 0 {
-        errors.required(path, "must specify a handler type");
-    }
-    for name in handlers.iter().filter(|name| probe.contains_key(**name)).skip(1) {
-        errors.forbidden(&path.field(name), "may not specify more than 1 handler type");
-    }
-    for field in [
-        "initialDelaySeconds",
-        "timeoutSeconds",
-        "periodSeconds",
-        "successThreshold",
-        "failureThreshold",
-    ] {
-        errors.not_negative(&path.field(field), number(probe, field));
-    }
-    if let Some(call) = object(probe, "exec")
-        && items(call, "command").is_empty()
-    {
-        errors.required(&path.field("exec").field("command"), "");
-    }
-    for name in ["httpGet", "tcpSocket"] {
-        let Some(port) = object(probe, name).and_then(|handler| handler.get("port")) else {
-            continue;
-        };
-        let parent = path.field(name);
-        let at = parent.field("port");
-        match port {
-            Value::Number(number) => port_number(&at, number.as_i64().unwrap_or(-1), errors),
-            Value::String(name) => errors.invalid_all(&at, name, &names::port_name(name)),
-            _ => {}
         }
     }
 }

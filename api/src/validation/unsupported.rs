@@ -65,12 +65,9 @@ const POD_REFUSED: &[Line] = &[
 
 /// Warned about in a pod's spec.
 const POD_WARNED: &[Line] = &[
-    ("initContainers", When::Set, "they do not run"),
     ("affinity", When::Set, "use nodeSelector"),
     ("topologySpreadConstraints", When::Set, "pods are spread by free resources"),
-    ("readinessGates", When::Set, "they are never waited for"),
     ("schedulingGates", When::Set, "they are never waited for"),
-    ("activeDeadlineSeconds", When::Set, "the pod runs on"),
     ("dnsConfig", When::Set, "the pod uses the resolvers of its node"),
     (
         "dnsPolicy",
@@ -114,16 +111,10 @@ const CONTAINER_REFUSED: &[Line] = &[
 
 /// Warned about in a container.
 const CONTAINER_WARNED: &[Line] = &[
-    ("livenessProbe", When::Set, "the container is restarted only when it ends"),
-    ("readinessProbe", When::Set, "the container is ready when it runs"),
-    ("startupProbe", When::Set, "the container has started when it runs"),
-    ("lifecycle", When::Set, "hooks do not run"),
-    ("restartPolicy", When::Set, "the pod's restartPolicy counts"),
-    ("restartPolicyRules", When::Set, "the pod's restartPolicy counts"),
+    ("restartPolicyRules", When::Set, "only restartPolicy counts"),
     ("resizePolicy", When::Set, "resources change with a new pod only"),
     ("stdin", When::True, "standard input is empty"),
     ("tty", When::True, "there is no terminal"),
-    ("terminationMessagePath", When::NotOneOf(&["/dev/termination-log"]), "the file is not read"),
     ("resources.claims", When::Set, "devices are requested as resources"),
     ("resources.limits.ephemeral-storage", When::Set, "disk use is not limited"),
     ("resources.requests.ephemeral-storage", When::Set, "disk use is not counted"),
@@ -242,7 +233,7 @@ fn is_source(field: &str) -> bool {
 
 fn pod(path: &Path<'_>, spec: &Fields, found: &mut Found) {
     found.look(path, spec, POD_REFUSED, POD_WARNED);
-    for list in ["containers", "initContainers"] {
+    for list in ["containers", "initContainers", "ephemeralContainers"] {
         let at = path.field(list);
         for (n, fields) in objects(spec, list) {
             container(&at.index(n), fields, found);
@@ -369,11 +360,7 @@ mod tests {
                 refused spec.containers[0].securityContext.runAsUser: Forbidden: must not be 0 when `runAsNonRoot` is true
                 refused spec.initContainers[0].securityContext.privileged: Forbidden: Pinnace cannot do this: a container never gets the whole machine
                 refused spec.volumes[0].hostPath: Forbidden: Pinnace cannot do this: files of the node are not given to pods
-                warning spec.initContainers: not honoured by Pinnace yet: they do not run
-                warning spec.activeDeadlineSeconds: not honoured by Pinnace yet: the pod runs on
                 warning spec.hostAliases: not honoured by Pinnace yet: /etc/hosts names the pod only
-                warning spec.containers[0].livenessProbe: not honoured by Pinnace yet: the container is restarted only when it ends
-                warning spec.containers[0].lifecycle: not honoured by Pinnace yet: hooks do not run
                 warning spec.containers[0].stdin: not honoured by Pinnace yet: standard input is empty
                 warning spec.containers[0].resources.limits.ephemeral-storage: not honoured by Pinnace yet: disk use is not limited
                 warning spec.containers[0].resources.requests.ephemeral-storage: not honoured by Pinnace yet: disk use is not counted

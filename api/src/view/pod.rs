@@ -96,6 +96,11 @@ pub struct PodSpec {
 }
 
 impl PodSpec {
+    /// All its containers: init, main, ephemeral.
+    pub fn all_containers(&self) -> impl Iterator<Item = &Container> {
+        self.init_containers.iter().chain(&self.containers).chain(&self.ephemeral_containers)
+    }
+
     /// What the scheduler counts of `resource`: the most that runs at one time,
     /// and the overhead. Containers run beside all sidecars; an init container
     /// runs beside the sidecars before it.

@@ -245,7 +245,12 @@ mod tests {
                 "creationTimestamp": "2026-11-23T07:50:00Z",
                 "ownerReferences": [{"kind": "ReplicaSet", "name": "web", "uid": "u", "controller": true}]},
             "spec": {"nodeName": "pi-1", "nodeSelector": {"arch": "arm64"},
-                "containers": [{"name": "app", "image": "registry/app:1", "command": ["run", "--fast"],
+                "initContainers": [{"name": "proxy", "image": "p", "restartPolicy": "Always",
+                    "startupProbe": {"grpc": {"port": 9, "service": "s"}, "periodSeconds": 5}}],
+                "containers": [{
+                    "livenessProbe": {"httpGet": {"port": "web", "path": "/ok"}, "initialDelaySeconds": 3},
+                    "lifecycle": {"preStop": {"sleep": {"seconds": 2}}},
+                    "name": "app", "image": "registry/app:1", "command": ["run", "--fast"],
                     "ports": [{"containerPort": 8080, "protocol": "TCP"}],
                     "resources": {"limits": {"memory": "64Mi"}, "requests": {"cpu": "10m"}},
                     "env": [{"name": "MODE", "value": "x"},
@@ -275,6 +280,13 @@ mod tests {
             Node:            pi-1/10.0.0.7
             Status:          Pending
             IP:              10.42.0.9
+            Init Containers:
+              proxy:
+                Image:           p
+                Restart Policy:  Always
+                Startup:         grpc :9 s every 5 s, timeout 1 s, 3 failures
+                Environment:     <none>
+                Mounts:          <none>
             Containers:
               app:
                 Image:          registry/app:1
@@ -287,6 +299,8 @@ mod tests {
                 Restart Count:  4
                 Limits:         memory: 64Mi
                 Requests:       cpu: 10m
+                Liveness:       http-get http://:web/ok after 3 s every 10 s, timeout 1 s, 3 failures
+                Pre Stop:       sleep 2 s
                 Environment:    MODE: x
                                 KEY: <key k of secret s>
                 Mounts:         /etc/app from config (ro)

@@ -22,6 +22,8 @@ pub(super) const EVENTS_MAX: usize = 32;
 const REPORT_BYTES: usize = 192 << 10;
 /// Most bytes of a sentence for people.
 const TEXT_BYTES_MAX: usize = 1024;
+/// Longest last words of a container, in bytes, as Kubernetes has it.
+const LAST_WORDS_BYTES_MAX: usize = 4096;
 
 #[derive(Debug)]
 pub(super) struct Reports {
@@ -83,7 +85,7 @@ impl Reports {
     }
 
     pub(super) fn event(&mut self, mut event: EventV1) {
-        shorten(&mut event.message);
+        shorten(&mut event.message, TEXT_BYTES_MAX);
         if self.events.len() == EVENTS_MAX {
             self.events.pop_front();
         }
@@ -212,11 +214,13 @@ fn size(status: &PodStatusV1) -> usize {
 }
 
 fn shorten_status(status: &mut PodStatusV1) {
-    let shorten_end = |end: &mut TerminatedV1| shorten(&mut end.message);
-    shorten(&mut status.message);
-    for container in &mut status.containers {
+    let shorten_end = |end: &mut TerminatedV1| shorten(&mut end.message, LAST_WORDS_BYTES_MAX);
+    shorten(&mut status.message, TEXT_BYTES_MAX);
+    let lists =
+        [&mut status.init_containers, &mut status.containers, &mut status.ephemeral_containers];
+    for container in lists.into_iter().flatten() {
         match &mut container.state {
-            StateV1::Waiting { message, .. } => shorten(message),
+            StateV1::Waiting { message, .. } => shorten(message, TEXT_BYTES_MAX),
             StateV1::Running { .. } => {}
             StateV1::Terminated(end) => shorten_end(end),
         }
@@ -226,8 +230,8 @@ fn shorten_status(status: &mut PodStatusV1) {
     }
 }
 
-fn shorten(text: &mut String) {
-    if text.len() > TEXT_BYTES_MAX {
-        text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
+fn shorten(text: &mut String, bytes_max: usize) {
+    if text.len() > bytes_max {
+        text.truncate(text.floor_char_boundary(bytes_max));
     }
 }

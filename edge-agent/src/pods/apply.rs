@@ -1,20 +1,24 @@
 //! The transitions: what a step's beginning, its result, and a look at a
 //! container change in the state of a pod.
 
+mod container;
+
 use std::time::Duration;
 
 use wire::Uid;
-use wire::status::{PhaseV1, TerminatedV1};
+use wire::pod::RestartPolicyV1;
+use wire::status::PhaseV1;
 
+use self::container::{lost, never_ran};
 use super::Desired;
 use super::backoff;
 use super::plan::{Signal, Step};
 use super::state::{
-    Container, ContainerStop, Failure, Image, ImagePhase, Leftover, PodState, Run, Sandbox,
-    Versions, Why,
+    ContainerStop, Failure, Hook, Image, ImagePhase, Leftover, PodState, Run, Sandbox, Versions,
+    Why,
 };
 use crate::clock::Now;
-use crate::id;
+use crate::progress::Progress;
 
 /// How a step ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,8 +31,8 @@ pub enum Outcome {
     Pulled {
         /// The container.
         container: String,
-        /// `sha256:…`, or reason and message.
-        result: Result<String, (String, String)>,
+        /// What it is, or reason and message.
+        result: Result<Pulled, (String, String)>,
     },
     /// A run began.
     Started {
@@ -38,6 +42,24 @@ pub enum Outcome {
         attempt: u32,
         /// Milliseconds since 1970, or reason and message.
         result: Result<u64, (String, String)>,
+    },
+    /// The hook after the start of a run is through.
+    PostStarted {
+        /// The container.
+        container: String,
+        /// Which run.
+        attempt: u32,
+        /// Or why it failed.
+        result: Result<(), String>,
+    },
+    /// The hook before the stop of a run is through.
+    PreStopped {
+        /// The container.
+        container: String,
+        /// Which run.
+        attempt: u32,
+        /// Or why it failed.
+        result: Result<(), String>,
     },
     /// A run was signalled.
     Stopped {
@@ -55,10 +77,21 @@ pub enum Outcome {
         /// Or why not.
         result: Result<(), String>,
     },
+    /// How far the pod is, is on disk.
+    Kept(Progress, Result<(), String>),
     /// The final phase is on disk.
     Recorded(PhaseV1, Result<(), String>),
     /// Namespaces, volumes and cgroup are gone.
     TornDown(Result<(), String>),
+}
+
+/// An image that is on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pulled {
+    /// `sha256:…`.
+    pub id: String,
+    /// Number of the signal that it wants to be stopped with.
+    pub stop_signal: Option<u8>,
 }
 
 /// What a look at a run showed.
@@ -70,19 +103,26 @@ pub enum Seen {
     Starting,
     /// It runs since, in milliseconds since 1970.
     Running(u64),
-    /// It ended.
-    Exited(runtime::Exit),
+    /// It ended, with these last words.
+    Exited(runtime::Exit, String),
     /// It is gone and nothing saw how it ended.
     Lost,
 }
 
-impl From<runtime::Observed> for Seen {
-    fn from(observed: runtime::Observed) -> Self {
+impl Seen {
+    /// What was observed; `last_words` is asked for those of a run that ended.
+    pub fn new(
+        observed: runtime::Observed,
+        last_words: impl FnOnce(&runtime::Exit) -> String,
+    ) -> Self {
         match observed {
             runtime::Observed::Absent => Self::Absent,
             runtime::Observed::Starting => Self::Starting,
             runtime::Observed::Running(running) => Self::Running(running.started_ms),
-            runtime::Observed::Exited(exit) => Self::Exited(exit),
+            runtime::Observed::Exited(exit) => {
+                let message = last_words(&exit);
+                Self::Exited(exit, message)
+            }
             runtime::Observed::Lost => Self::Lost,
         }
     }
@@ -102,8 +142,12 @@ pub struct Happening {
 }
 
 impl Happening {
-    fn normal(container: &str, reason: &'static str, message: String) -> Self {
+    pub(super) fn normal(container: &str, reason: &'static str, message: String) -> Self {
         Self { container: container.to_owned(), warning: false, reason, message }
+    }
+
+    fn warning(container: &str, reason: &'static str, message: String) -> Self {
+        Self { container: container.to_owned(), warning: true, reason, message }
     }
 }
 
@@ -113,6 +157,7 @@ impl PodState {
         match step {
             Step::SetUpSandbox => self.sandbox = Sandbox::SettingUp,
             Step::SetUpVolumes(_) => self.volumes.is_working = true,
+            Step::Keep(_) => self.is_keeping = true,
             Step::Record(_) => self.is_recording = true,
             Step::TearDown => self.is_tearing_down = true,
             Step::Forget => {}
@@ -137,10 +182,26 @@ impl PodState {
                     leftover.is_removing = true;
                 }
             }
-            Step::Stop { container, signal, why, .. } => {
-                if let Some(container) = self.container_mut(container) {
-                    return container.begin_stop(*signal, *why, now.mono);
+            Step::PostStart { container, .. } => {
+                if let Some(Run::Running { health, .. }) =
+                    self.container_mut(container).map(|container| &mut container.run)
+                {
+                    health.post_start = Hook::InFlight;
                 }
+            }
+            Step::PreStop { container, why, .. } => {
+                return self.begin_stop(desired, container, *why, now.mono, |stop| {
+                    stop.hook = Hook::InFlight;
+                });
+            }
+            Step::Stop { container, signal, why, .. } => {
+                return self.begin_stop(desired, container, *why, now.mono, |stop| {
+                    let at = Some(now.mono);
+                    match signal {
+                        Signal::Term => stop.signalled_at = at,
+                        Signal::Kill => stop.killed_at = at,
+                    }
+                });
             }
         }
         Vec::new()
@@ -181,6 +242,30 @@ impl PodState {
                 return self.started(uid, &container, attempt, result, now);
             }
             Outcome::Stopped { .. } => {}
+            Outcome::PostStarted { container, attempt, result } => {
+                return self.post_started(&container, attempt, result);
+            }
+            Outcome::PreStopped { container, attempt, result } => {
+                return self.pre_stopped(&container, attempt, &result);
+            }
+            Outcome::Kept(progress, result) => {
+                self.is_keeping = false;
+                match result {
+                    Ok(()) => {
+                        self.progress = progress;
+                        self.keep_failure = None;
+                    }
+                    Err(message) => {
+                        self.keep_failure = Some(Failure::next(
+                            self.keep_failure.as_ref(),
+                            "",
+                            message,
+                            at,
+                            backoff::node,
+                        ));
+                    }
+                }
+            }
             Outcome::Removed { container, attempt, result } => {
                 self.removed(&container, attempt, result, at);
             }
@@ -260,14 +345,95 @@ impl PodState {
             (Run::Starting { .. }, Seen::Running(started_ms)) => {
                 container.runs(attempt, started_ms, now.mono)
             }
-            (Run::Starting { .. } | Run::Running { .. }, Seen::Exited(exit)) => {
-                container.exited(uid, exit, now);
+            (Run::Starting { .. } | Run::Running { .. }, Seen::Exited(exit, message)) => {
+                container.exited(uid, exit, message, now);
                 Vec::new()
             }
             (Run::Running { .. }, Seen::Lost | Seen::Absent) => {
-                container.exited(uid, lost(now.wall_ms), now);
+                container.exited(uid, lost(now.wall_ms), String::new(), now);
                 Vec::new()
             }
+        }
+    }
+
+    /// The stop of a run goes on, or begins.
+    fn begin_stop(
+        &mut self,
+        desired: &Desired,
+        name: &str,
+        why: Why,
+        at: Duration,
+        change: impl FnOnce(&mut ContainerStop),
+    ) -> Vec<Happening> {
+        let Some(container) = self.container_mut(name) else { return Vec::new() };
+        let is_first = container.stop.is_none();
+        let stop = container.stop.get_or_insert(ContainerStop {
+            since: at,
+            hook: Hook::Due,
+            signalled_at: None,
+            killed_at: None,
+            why,
+        });
+        stop.why = why;
+        change(stop);
+        if !is_first {
+            return Vec::new();
+        }
+        let again = match desired.restart_policy(container) {
+            RestartPolicyV1::Never => "",
+            RestartPolicyV1::Always | RestartPolicyV1::OnFailure => ", will be restarted",
+        };
+        let message = match why {
+            Why::PodStops => format!("Stopping container {name}"),
+            Why::Replaced => format!("Container {name} definition changed, will be restarted"),
+            Why::Unhealthy(kind) => {
+                format!("Container {name} failed {} probe{again}", kind.word())
+            }
+            Why::HookFailed => "FailedPostStartHook".to_owned(),
+        };
+        vec![Happening::normal(name, "Killing", message)]
+    }
+
+    fn post_started(
+        &mut self,
+        name: &str,
+        attempt: u32,
+        result: Result<(), String>,
+    ) -> Vec<Happening> {
+        let Some(container) = self.container_mut(name) else { return Vec::new() };
+        let Run::Running { attempt: runs, health, .. } = &mut container.run else {
+            return Vec::new();
+        };
+        if *runs != attempt {
+            return Vec::new();
+        }
+        health.post_start = Hook::Done;
+        let Err(why) = result else { return Vec::new() };
+        health.fault.get_or_insert(Why::HookFailed);
+        let message = format!("PostStartHook failed: {why}");
+        vec![Happening::warning(name, "FailedPostStartHook", message)]
+    }
+
+    fn pre_stopped(
+        &mut self,
+        name: &str,
+        attempt: u32,
+        result: &Result<(), String>,
+    ) -> Vec<Happening> {
+        let Some(container) = self.container_mut(name) else { return Vec::new() };
+        if container.run.attempt() != Some(attempt) {
+            return Vec::new();
+        }
+        if let Some(stop) = &mut container.stop {
+            stop.hook = Hook::Done;
+        }
+        match result {
+            // The run may have ended by itself, with its hook in it.
+            Err(why) if container.run.is_live() => {
+                let message = format!("PreStopHook failed: {why}");
+                vec![Happening::warning(name, "FailedPreStopHook", message)]
+            }
+            _ => Vec::new(),
         }
     }
 
@@ -303,7 +469,8 @@ impl PodState {
         match result {
             Ok(started_ms) => container.runs(attempt, started_ms, now.mono),
             Err((reason, message)) => {
-                container.exited(uid, never_ran(&reason, message, now.wall_ms), now);
+                let exit = never_ran(&reason, message, now.wall_ms);
+                container.exited(uid, exit, String::new(), now);
                 if reason == runtime::reason::CREATE_POD_SANDBOX_ERROR {
                     self.sandbox = Sandbox::Absent;
                 }
@@ -332,203 +499,5 @@ impl PodState {
                 }
             }
         }
-    }
-}
-
-impl Image {
-    fn pulled(&mut self, result: Result<String, (String, String)>, at: Duration) {
-        match result {
-            Ok(id) => {
-                self.phase = ImagePhase::Ready { id };
-                self.failure = None;
-            }
-            Err((reason, message)) => {
-                self.phase = ImagePhase::Unknown;
-                self.failure = Some(Failure::next(
-                    self.failure.as_ref(),
-                    &reason,
-                    message,
-                    at,
-                    backoff::retry,
-                ));
-            }
-        }
-    }
-}
-
-impl Container {
-    fn begin_start(&mut self, attempt: u32) {
-        let ImagePhase::Ready { id } = &self.image.phase else { return };
-        let image_id = id.clone();
-        let image = self.image.reference.clone();
-        let run = Run::Starting { attempt, image, image_id, in_flight: true };
-        if let Run::Exited { end, .. } = std::mem::replace(&mut self.run, run) {
-            self.last = Some(end);
-        }
-        self.next_attempt = attempt.saturating_add(1);
-        self.stop = None;
-    }
-
-    fn begin_stop(&mut self, signal: Signal, why: Why, at: Duration) -> Vec<Happening> {
-        let is_first = self.stop.is_none();
-        let stop = self.stop.get_or_insert(ContainerStop { since: at, killed_at: None, why });
-        stop.why = why;
-        if signal == Signal::Kill {
-            stop.killed_at = Some(at);
-        }
-        if !is_first {
-            return Vec::new();
-        }
-        let message = match why {
-            Why::PodStops => format!("Stopping container {}", self.name),
-            Why::Replaced => {
-                format!("Container {} definition changed, will be restarted", self.name)
-            }
-        };
-        vec![Happening::normal(&self.name, "Killing", message)]
-    }
-
-    /// The run that was starting runs.
-    fn runs(&mut self, attempt: u32, started_ms: u64, since: Duration) -> Vec<Happening> {
-        let Run::Starting { image, image_id, .. } = &self.run else { return Vec::new() };
-        let (image, image_id) = (image.clone(), image_id.clone());
-        self.run = Run::Running { attempt, image, image_id, started_ms, since };
-        self.n_runs = self.n_runs.saturating_add(1);
-        self.create_failure = None;
-        vec![
-            Happening::normal(&self.name, "Created", format!("Created container: {}", self.name)),
-            Happening::normal(&self.name, "Started", format!("Started container {}", self.name)),
-        ]
-    }
-
-    /// The current run is over.
-    fn exited(&mut self, uid: &Uid, exit: runtime::Exit, now: Now) {
-        let (attempt, image, image_id, since) = match &self.run {
-            Run::Starting { attempt, image, image_id, .. } => (*attempt, image, image_id, None),
-            Run::Running { attempt, image, image_id, since, .. } => {
-                (*attempt, image, image_id, Some(*since))
-            }
-            Run::None | Run::Exited { .. } => return,
-        };
-        let (image, image_id) = (image.clone(), image_id.clone());
-        self.leave(attempt);
-        // Every run asks for its image anew: it costs a look at the disk, and a
-        // policy of Always means it.
-        self.image.phase = ImagePhase::Unknown;
-        if since.is_none()
-            && let Some(error) = &exit.error
-            && !is_a_run(&error.reason)
-        {
-            self.create_failure = Some(Failure::next(
-                self.create_failure.as_ref(),
-                &error.reason,
-                error.message.clone(),
-                now.mono,
-                backoff::retry,
-            ));
-            self.run = Run::None;
-            return;
-        }
-        if since.is_none() {
-            self.n_runs = self.n_runs.saturating_add(1);
-        }
-        let never_ran =
-            exit.error.as_ref().is_some_and(|e| e.reason == runtime::reason::START_ERROR);
-        let replaced = self.stop.take().is_some_and(|stop| stop.why == Why::Replaced);
-        let ran_for = since.map_or(Duration::ZERO, |since| now.mono.saturating_sub(since));
-        self.exits_in_a_row = match () {
-            () if replaced => 0,
-            () if ran_for >= backoff::RESET_AFTER => 1,
-            () => self.exits_in_a_row.saturating_add(1),
-        };
-        let delay = if never_ran {
-            backoff::retry(self.exits_in_a_row)
-        } else {
-            backoff::restart(self.exits_in_a_row)
-        };
-        self.create_failure = None;
-        self.run = Run::Exited {
-            attempt,
-            image,
-            image_id,
-            end: terminated(exit, id::container_id(uid, &self.name, attempt)),
-            at: now.mono,
-            retry_at: now.mono + delay,
-            replaced,
-            never_ran,
-        };
-    }
-
-    /// Its newest run was cut off when the machine went down: over, end unknown.
-    pub(super) fn cut_off(&mut self, uid: &Uid, wall_ms: u64) {
-        let attempt = self.next_attempt.saturating_sub(1);
-        let mut end = lost(wall_ms);
-        if let Some(error) = &mut end.error {
-            error.message = "the machine went down while it ran".to_owned();
-        }
-        self.run = Run::Exited {
-            attempt,
-            image: self.image.reference.clone(),
-            image_id: String::new(),
-            end: terminated(end, id::container_id(uid, &self.name, attempt)),
-            at: Duration::ZERO,
-            retry_at: Duration::ZERO,
-            replaced: false,
-            never_ran: false,
-        };
-    }
-
-    fn leave(&mut self, attempt: u32) {
-        if !self.leftovers.iter().any(|leftover| leftover.attempt == attempt) {
-            self.leftovers.push(Leftover { attempt, is_removing: false, failure: None });
-        }
-    }
-}
-
-/// Whether a container that failed for `reason` counts as a run that ended, as
-/// with containerd; anything earlier is tried again without counting.
-fn is_a_run(reason: &str) -> bool {
-    [runtime::reason::START_ERROR, runtime::reason::CONTAINER_STATUS_UNKNOWN].contains(&reason)
-}
-
-fn never_ran(reason: &str, message: String, wall_ms: u64) -> runtime::Exit {
-    runtime::Exit {
-        code: 128,
-        signal: None,
-        oom_killed: false,
-        started_ms: 0,
-        finished_ms: wall_ms,
-        error: Some(runtime::LaunchError::new(reason, message)),
-    }
-}
-
-fn lost(wall_ms: u64) -> runtime::Exit {
-    runtime::Exit {
-        code: 137,
-        signal: None,
-        oom_killed: false,
-        started_ms: 0,
-        finished_ms: wall_ms,
-        error: Some(runtime::LaunchError::new(
-            runtime::reason::CONTAINER_STATUS_UNKNOWN,
-            "the container and its shim ended without leaving an exit code",
-        )),
-    }
-}
-
-fn terminated(exit: runtime::Exit, container_id: String) -> TerminatedV1 {
-    let (reason, message) = match exit.error {
-        Some(error) => (error.reason, error.message),
-        None if exit.oom_killed => ("OOMKilled".to_owned(), String::new()),
-        None if exit.code == 0 => ("Completed".to_owned(), String::new()),
-        None => ("Error".to_owned(), String::new()),
-    };
-    TerminatedV1 {
-        exit_code: exit.code,
-        reason,
-        message,
-        started_ms: exit.started_ms,
-        finished_ms: exit.finished_ms,
-        container_id,
     }
 }

@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use wire::Uid;
-use wire::pod::{ContainerV1, EnvValueV1, KeysV1, PodV1, SourceV1, VolumeSourceV1};
+use wire::pod::{
+    ContainerV1, EnvValueV1, KeysV1, PodV1, RestartPolicyV1, SourceV1, VolumeSourceV1,
+};
 
-use super::state::{PodState, Versions};
+use super::state::{Container, PodState, Role, Versions};
 
 /// One pod as the node's set has it.
 #[derive(Clone, Debug)]
@@ -89,7 +91,32 @@ impl Desired {
     /// A container of the pod.
     #[must_use]
     pub fn container(&self, name: &str) -> Option<&ContainerV1> {
-        self.pod.containers.iter().find(|container| container.name == name)
+        self.pod.all_containers().find(|container| container.name == name)
+    }
+
+    /// All containers of a pod and what they are in it, in the order of the pod.
+    pub fn roles(pod: &PodV1) -> impl Iterator<Item = (Role, &ContainerV1)> {
+        let init = pod.init_containers.iter().map(|container| {
+            let is_sidecar = container.restart_policy == Some(RestartPolicyV1::Always);
+            (if is_sidecar { Role::Sidecar } else { Role::Init }, container)
+        });
+        let main = pod.containers.iter().map(|container| (Role::Main, container));
+        let ephemeral = pod.ephemeral_containers.iter().map(|c| (Role::Ephemeral, c));
+        init.chain(main).chain(ephemeral)
+    }
+
+    /// What happens after an exit of a container.
+    #[must_use]
+    pub fn restart_policy(&self, container: &Container) -> RestartPolicyV1 {
+        let own = self.container(&container.name).and_then(|wanted| wanted.restart_policy);
+        let policy = own.unwrap_or(self.pod.restart_policy);
+        match container.role {
+            Role::Sidecar => RestartPolicyV1::Always,
+            Role::Ephemeral => RestartPolicyV1::Never,
+            // One that succeeded is done, whatever the pod's policy.
+            Role::Init if policy == RestartPolicyV1::Always => RestartPolicyV1::OnFailure,
+            Role::Init | Role::Main => policy,
+        }
     }
 
     /// The versions of what the pod's volumes hold.
@@ -114,7 +141,7 @@ impl Desired {
             VolumeSourceV1::Keys { source, .. } => Some(source),
             _ => None,
         });
-        let variables = pod.containers.iter().flat_map(|container| {
+        let variables = pod.all_containers().flat_map(|container| {
             let all = container.env_from.iter().map(|from| &from.source);
             let single = container.env.iter().filter_map(|variable| match &variable.value {
                 EnvValueV1::Key { source, .. } => Some(source),

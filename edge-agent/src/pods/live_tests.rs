@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use runtime::BoxFuture;
 use runtime::dir::ContainerDir;
-use runtime::fake::FakeRuntime;
+use runtime::fake::{FakeExec, FakeRuntime};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use wire::Uid;
-use wire::pod::{PodV1, RestartPolicyV1};
+use wire::pod::{HandlerV1, PodV1, ProbeV1, RestartPolicyV1};
 use wire::set::{BodyV1, ItemV1, SnapshotV1};
 use wire::status::{EventV1, PhaseV1, PodStatusV1, StateV1};
 
@@ -571,5 +571,129 @@ async fn an_evicted_pod_fails_says_why_and_never_runs_again() {
         assert!(status.message.contains("low on resource"), "{status:?}");
         assert!(!machine.runtime.specs().iter().any(|spec| spec.pod == "one"));
     }
+    agent.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn commands_are_asked_and_told_through_the_runtime() {
+    let machine = Machine::new();
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let (log, sick) = (Arc::clone(&heard), Arc::new(AtomicU8::new(0)));
+    let is_sick = Arc::clone(&sick);
+    machine.runtime.on_exec(move |request| {
+        log.lock().unwrap().push(request.args.join(" "));
+        let fails = request.args[0] == "well?" && is_sick.load(Ordering::Relaxed) == 1;
+        let stdout = if fails { b"not well".to_vec() } else { vec![] };
+        FakeExec { stdout, ..FakeExec::exit(i32::from(fails)) }
+    });
+    let mut agent = machine.agent();
+    let command = |word: &str| HandlerV1::Exec(vec![word.to_owned()]);
+    let mut one = named("one", 1);
+    let a = &mut one.containers[0];
+    a.lifecycle.post_start = Some(command("hello"));
+    a.lifecycle.pre_stop = Some(command("bye"));
+    a.probes.liveness = Some(ProbeV1 { handler: command("well?"), ..super::probe_tests::probe() });
+    agent.send(5, &[(3, &one)]);
+    agent.until("running", |agent| agent.is_running(&one)).await;
+    agent.rest().await;
+    assert_eq!(*heard.lock().unwrap(), ["hello", "well?"]);
+    assert!(agent.statuses[&one.uid].containers[0].ready);
+
+    sick.store(1, Ordering::Relaxed);
+    agent.until("restarted", |agent| agent.statuses[&one.uid].containers[0].restarts == 1).await;
+    let events: Vec<&str> = agent.events.iter().map(|event| event.message.as_str()).collect();
+    assert!(events.contains(&"Liveness probe failed: not well"), "{events:?}");
+    assert!(events.contains(&"Container a failed liveness probe, will be restarted"), "{events:?}");
+    let heard = heard.lock().unwrap().clone();
+    assert!(heard.iter().any(|word| word == "bye"), "before the stop: {heard:?}");
+    assert_eq!(heard.iter().filter(|word| *word == "hello").count(), 2, "{heard:?}");
+    agent.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_leaves_its_last_words_in_a_file_or_in_its_log() {
+    let machine = Machine::new();
+    let mut agent = machine.agent();
+    let mut one = named("one", 1);
+    one.restart_policy = RestartPolicyV1::Never;
+    let mut logs = container("logs");
+    logs.termination_message.or_logs = true;
+    one.containers.push(logs);
+    agent.send(5, &[(3, &one)]);
+    agent.until("running", |agent| agent.is_running(&one)).await;
+    for spec in machine.runtime.specs() {
+        let mount = spec.mounts.iter().find(|m| m.destination == "/dev/termination-log").unwrap();
+        assert!(!mount.read_only);
+        if spec.container == "a" {
+            std::fs::write(&mount.source, "goodbye").unwrap();
+        }
+        std::fs::write(&spec.log, "2026-01-01T00:00:00Z stdout F all\n2026-01-01T00:00:00Z stderr P lo\n2026-01-01T00:00:00Z stderr F st\n").unwrap();
+        machine.runtime.exit(&spec.id, 1);
+    }
+    agent.until("over", |agent| agent.statuses[&one.uid].terminated).await;
+    let words: Vec<String> = agent.statuses[&one.uid]
+        .containers
+        .iter()
+        .map(|c| match &c.state {
+            StateV1::Terminated(end) => end.message.clone(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(words, ["goodbye", "all\nlost\n"]);
+    agent.end().await;
+    assert!(is_empty(&machine.folders.state.join("pods")), "the files went with the pod");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_goes_on_after_a_power_cut() {
+    let mut machine = Machine::new();
+    let mut agent = machine.agent();
+    let mut one = named("one", 1);
+    one.active_deadline_s = Some(1000);
+    agent.send(5, &[(3, &one)]);
+    agent.until("running", |agent| agent.is_running(&one)).await;
+    tokio::time::sleep(Duration::from_secs(700)).await;
+    agent.rest().await;
+    agent.end().await;
+    machine.reboot();
+    let mut agent = machine.agent();
+    let start = tokio::time::Instant::now();
+    agent
+        .until("failed", |agent| {
+            agent.statuses.get(&one.uid).is_some_and(|status| status.reason == "DeadlineExceeded")
+        })
+        .await;
+    let left = start.elapsed().as_secs();
+    assert!((200..300).contains(&left), "{left} s");
+    agent.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_is_restarted_while_a_pod_initializes_runs_nothing_twice() {
+    let machine = Machine::new();
+    let mut agent = machine.agent();
+    let mut one = named("one", 1);
+    one.init_containers = vec![container("first"), container("second")];
+    let starts = || machine.runtime.calls().into_iter().filter(|c| c.starts_with("start")).count();
+    agent.send(5, &[(3, &one)]);
+    for (init, n_starts) in [("first", 1), ("second", 2)] {
+        agent
+            .until("initializing", |agent| {
+                let status = agent.statuses.get(&one.uid);
+                let all = status.into_iter().flat_map(|status| &status.init_containers);
+                all.into_iter()
+                    .any(|c| c.name == init && matches!(c.state, StateV1::Running { .. }))
+            })
+            .await;
+        agent.end().await;
+        assert_eq!(starts(), n_starts);
+        machine.runtime.exit(&id::container_id(&one.uid, init, 0), 0);
+        agent = machine.agent();
+    }
+    agent
+        .until("running", |agent| agent.statuses.contains_key(&one.uid) && agent.is_running(&one))
+        .await;
+    agent.rest().await;
+    assert_eq!(starts(), 3);
     agent.end().await;
 }

@@ -16,23 +16,36 @@
 
 mod apply;
 pub mod backoff;
+pub mod deadline;
 mod desired;
+mod events;
+#[cfg(test)]
+mod lifecycle_tests;
 #[cfg(test)]
 mod live_tests;
+mod order;
 pub mod owner;
 mod plan;
+#[cfg(test)]
+mod probe_tests;
+mod probing;
 mod state;
 mod status;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod worker;
+#[cfg(test)]
+mod world;
 
-pub use apply::{Happening, Outcome, Seen};
+pub use apply::{Happening, Outcome, Pulled, Seen};
 pub use desired::{Desired, Eviction, KeySet, Keys, missing};
+pub use events::happenings;
+pub use order::{is_initialized, is_over, is_ready, is_up};
 pub use owner::fresh_state;
 pub use plan::{Plan, Signal, Step, finished, finished_phase, plan};
+pub use probing::{Answer, ProbeKind, Probing, Question};
 pub use state::{
-    Container, ContainerStop, Failure, Image, ImagePhase, Leftover, PodState, Run, Sandbox,
-    Versions, Volumes, Why,
+    Container, ContainerStop, Failure, Health, Hook, Image, ImagePhase, Leftover, PodState, Role,
+    Run, Sandbox, Versions, Volumes, Why,
 };
-pub use status::{config_error, happenings, phase, status};
+pub use status::{config_error, phase, status};

@@ -21,15 +21,16 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use wire::pod::{PodV1, RestartPolicyV1};
 use wire::set::{NodeConfigV1, SnapshotV1};
-use wire::status::{EventV1, PodStatusV1};
+use wire::status::{EventV1, PodStatusV1, TerminatedV1};
 use wire::{Epoch, Uid};
 
 use super::worker::{FromPod, Worker, differs};
-use super::{Desired, Eviction, PodState};
+use super::{Container, Desired, Eviction, PodState, Role, Run};
 use crate::clock::Clock;
 use crate::hooks::{Hooks, chain};
 use crate::manifests::Manifests;
-use crate::{logs, set};
+use crate::progress::Progress;
+use crate::{id, logs, set};
 
 /// How long a full disk is left alone before the set is stored again.
 const STORE_AGAIN: Duration = Duration::from_secs(30);
@@ -377,6 +378,17 @@ pub fn fresh_state(hooks: &Hooks, pod: &PodV1, wall_ms: u64) -> PodState {
         if let Some(last) = logs::attempts(&dirs.logs, &container.name).last() {
             container.next_attempt = last.saturating_add(1);
             container.n_runs = last.saturating_add(1);
+            if container.role == Role::Ephemeral {
+                // It was there for one look, and that is over.
+                let image = container.image.reference.clone();
+                container.run = Run::ended(*last, &image, "", unseen_end(pod, container, *last));
+            }
+        }
+    }
+    match Progress::load(&dirs.disk) {
+        Ok(progress) => progress.restore(&mut state, pod.active_deadline_s),
+        Err(error) => {
+            tracing::error!(error = chain(&error), "how far a pod was is not known any more");
         }
     }
     let record = hooks.results.get(&pod.uid).unwrap_or_else(|error| {
@@ -389,10 +401,24 @@ pub fn fresh_state(hooks: &Hooks, pod: &PodV1, wall_ms: u64) -> PodState {
         None if pod.restart_policy == RestartPolicyV1::Never => {
             // It may have run once, and the machine went down meanwhile.
             for container in state.containers.iter_mut().filter(|c| c.n_runs > 0) {
-                container.cut_off(&pod.uid, wall_ms);
+                let last = container.next_attempt.saturating_sub(1);
+                let image = container.image.reference.clone();
+                container.run = Run::ended(last, &image, "", unseen_end(pod, container, last));
             }
         }
         None => {}
     }
     state
+}
+
+/// The end of a run that the machine's end cut short.
+fn unseen_end(pod: &PodV1, container: &Container, attempt: u32) -> TerminatedV1 {
+    TerminatedV1 {
+        exit_code: 137,
+        reason: runtime::reason::CONTAINER_STATUS_UNKNOWN.to_owned(),
+        message: "the node was restarted".to_owned(),
+        started_ms: 0,
+        finished_ms: 0,
+        container_id: id::container_id(&pod.uid, &container.name, attempt),
+    }
 }

@@ -2,29 +2,30 @@
 //!
 //! ```text
 //!  Run:   sandbox ─┐
-//!         volumes ─┼─► image of each container ─► start ─► running ─► exited ─┐
-//!                  │                                ▲                         │
-//!                  │                                └──── back-off ◄──────────┘ restart policy
-//!  Stop:  SIGTERM ─► grace ─► SIGKILL ─► remove runs ─► record ─► tear down ─► forget
+//!         volumes ─┼─► its turn ─► image ─► start ─► hook ─► running ─► exited ─┐
+//!                  │                          ▲                                 │
+//!                  │                          └──── back-off ◄──────────────────┘ restart policy
+//!  Stop:  hook ─► its turn ─► signal ─► grace ─► SIGKILL ─► remove runs ─► record ─► tear down ─► forget
 //! ```
 //!
-//! A step that is in flight is marked in the state, so that it is planned once;
-//! a step that failed is planned again when its time has come. [`Plan::wake`]
-//! says when to look again if nothing else happens.
+//! [`up`] plans what runs, [`down`] what ends; whose turn it is, says
+//! [`super::order`]. A step that is in flight is marked in the state, so that it
+//! is planned once; a step that failed is planned again when its time has come.
+//! [`Plan::wake`] says when to look again if nothing else happens.
+
+mod down;
+mod up;
 
 use std::time::Duration;
 
 use wire::pod::RestartPolicyV1;
 use wire::status::PhaseV1;
 
+use super::deadline::{keep_every, progress, time_left};
 use super::desired::Desired;
-use super::state::{
-    Container, ContainerStop, Failure, ImagePhase, PodState, Run, Sandbox, Versions, Why,
-};
-use super::status::config_error;
-
-/// How long after SIGKILL a container may take to go before it is sent again.
-const KILL_AGAIN: Duration = Duration::from_secs(10);
+use super::order;
+use super::state::{Container, Failure, PodState, Role, Run, Versions, Why};
+use crate::progress::Progress;
 
 /// For how long a failed pull is shown as `ErrImagePull`, before `ImagePullBackOff`.
 pub(super) const SHOW_PULL_ERROR: Duration = Duration::from_secs(3);
@@ -57,6 +58,24 @@ pub enum Step {
         /// Which run.
         attempt: u32,
     },
+    /// Run the hook after the start of a run.
+    PostStart {
+        /// The container.
+        container: String,
+        /// Which run.
+        attempt: u32,
+    },
+    /// Run the hook before the stop of a run.
+    PreStop {
+        /// The container.
+        container: String,
+        /// Which run.
+        attempt: u32,
+        /// How long it may take.
+        limit: Duration,
+        /// What the run is stopped for.
+        why: Why,
+    },
     /// Signal a run of a container.
     Stop {
         /// The container.
@@ -75,6 +94,8 @@ pub enum Step {
         /// Which run.
         attempt: u32,
     },
+    /// Write to disk how far the pod is, which goes on.
+    Keep(Progress),
     /// Write the final phase to disk.
     Record(PhaseV1),
     /// Remove namespaces, address, volumes and cgroup.
@@ -86,7 +107,7 @@ pub enum Step {
 /// How a container is stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
-    /// Ask its first process (SIGTERM).
+    /// Ask its first process, with the signal that the container or its image names.
     Term,
     /// End everything in it (SIGKILL).
     Kill,
@@ -121,13 +142,14 @@ pub fn plan(desired: &Desired, state: &PodState, now: Duration) -> Plan {
         remove_leftovers(&mut plan, container, now);
     }
     match finished(desired, state) {
-        Some(phase) => finish(&mut plan, desired, state, phase, now),
-        None if desired.is_stopping() => {
-            for container in &state.containers {
-                stop(&mut plan, desired, container, Why::PodStops, now);
-            }
+        Some(phase) => down::finish(&mut plan, desired, state, phase, now),
+        None if desired.is_stopping() || order::is_over(desired, state) => {
+            down::stop_all(&mut plan, desired, state, now);
         }
-        None => run(&mut plan, desired, state, now),
+        None => {
+            up::run(&mut plan, desired, state, now);
+            keep(&mut plan, desired, state, now);
+        }
     }
     plan
 }
@@ -138,24 +160,19 @@ pub fn finished(desired: &Desired, state: &PodState) -> Option<PhaseV1> {
     if let Some(phase) = state.finished {
         return Some(phase);
     }
-    let is_over = if desired.is_stopping() {
-        state.containers.iter().all(|container| !container.run.is_live())
-    } else {
-        state.containers.iter().all(|container| {
-            matches!(container.run, Run::Exited { .. })
-                && !will_restart(desired.pod.restart_policy, &container.run)
-        })
-    };
+    let is_quiet = state.containers.iter().all(|container| !container.run.is_live());
+    let is_over = is_quiet && (desired.is_stopping() || order::is_over(desired, state));
     is_over.then(|| finished_phase(state))
 }
 
-/// The final phase of a pod of which nothing runs and nothing will.
+/// The final phase of a pod of which nothing runs and nothing will: only what the
+/// pod is for counts.
 #[must_use]
 pub fn finished_phase(state: &PodState) -> PhaseV1 {
-    let all_succeeded = state
-        .containers
-        .iter()
-        .all(|container| matches!(&container.run, Run::Exited { end, .. } if end.exit_code == 0));
+    let all_succeeded =
+        state.containers.iter().filter(|container| container.role == Role::Main).all(
+            |container| matches!(&container.run, Run::Exited { end, .. } if end.exit_code == 0),
+        );
     if all_succeeded && state.eviction.is_none() { PhaseV1::Succeeded } else { PhaseV1::Failed }
 }
 
@@ -170,138 +187,6 @@ pub(super) fn will_restart(policy: RestartPolicyV1, run: &Run) -> bool {
         }
 }
 
-fn run(plan: &mut Plan, desired: &Desired, state: &PodState, now: Duration) {
-    if state.is_tearing_down {
-        return;
-    }
-    let has_sandbox = match &state.sandbox {
-        Sandbox::Ready { .. } => true,
-        Sandbox::SettingUp => false,
-        Sandbox::Absent => {
-            plan.step(Step::SetUpSandbox);
-            false
-        }
-        Sandbox::Failed => {
-            if plan.is_due(state.sandbox_failure.as_ref(), now) {
-                plan.step(Step::SetUpSandbox);
-            }
-            false
-        }
-    };
-    let has_volumes = volumes(plan, desired, state, now);
-    for container in &state.containers {
-        // A container that is no longer in the pod cannot be: the API refuses it.
-        let Some(wanted) = desired.container(&container.name) else { continue };
-        let is_ready = has_sandbox && has_volumes && config_error(desired, wanted).is_none();
-        run_container(plan, desired, container, &wanted.image, is_ready, now);
-    }
-}
-
-/// Plans the volumes; says whether containers may start on them.
-fn volumes(plan: &mut Plan, desired: &Desired, state: &PodState, now: Duration) -> bool {
-    let volumes = &state.volumes;
-    let wanted = desired.volume_versions();
-    let is_current = volumes.versions.as_ref() == Some(&wanted);
-    let is_possible = desired.volumes_missing().is_none();
-    if !is_current
-        && is_possible
-        && !volumes.is_working
-        && plan.is_due(volumes.failure.as_ref(), now)
-    {
-        plan.step(Step::SetUpVolumes(wanted));
-    }
-    // An object that vanished under a pod that runs leaves the files as they were,
-    // and a restart of one of its containers goes on with them, as the kubelet does.
-    volumes.versions.is_some()
-}
-
-fn run_container(
-    plan: &mut Plan,
-    desired: &Desired,
-    container: &Container,
-    image: &str,
-    is_ready: bool,
-    now: Duration,
-) {
-    match &container.run {
-        Run::Starting { .. } => {}
-        Run::Running { image: runs, .. } => {
-            if runs != image || container.stop.is_some() {
-                // The new image comes first, so that the gap is short.
-                if pull(plan, container, image, now) || container.stop.is_some() {
-                    stop(plan, desired, container, Why::Replaced, now);
-                }
-            }
-        }
-        Run::Exited { retry_at, .. } => {
-            if !will_restart(desired.pod.restart_policy, &container.run) {
-                return;
-            }
-            if now < *retry_at {
-                plan.wake_at(*retry_at);
-            } else {
-                start(plan, container, image, is_ready, now);
-            }
-        }
-        Run::None => start(plan, container, image, is_ready, now),
-    }
-}
-
-fn start(plan: &mut Plan, container: &Container, image: &str, is_ready: bool, now: Duration) {
-    let is_due = plan.is_due(container.create_failure.as_ref(), now);
-    if is_due && pull(plan, container, image, now) && is_ready {
-        plan.step(Step::Start {
-            container: container.name.clone(),
-            attempt: container.next_attempt,
-        });
-    }
-}
-
-/// Whether the image is on disk; if not, plans what is due.
-fn pull(plan: &mut Plan, container: &Container, image: &str, now: Duration) -> bool {
-    let step = Step::Pull { container: container.name.clone() };
-    let state = &container.image;
-    match &state.phase {
-        ImagePhase::Pulling => false,
-        _ if state.reference != image => {
-            plan.step(step);
-            false
-        }
-        ImagePhase::Ready { .. } => true,
-        ImagePhase::Unknown => {
-            if plan.is_due(state.failure.as_ref(), now) {
-                plan.step(step);
-            } else if let Some(failure) = &state.failure
-                && now < failure.at + SHOW_PULL_ERROR
-            {
-                // The status changes its word then.
-                plan.wake_at(failure.at + SHOW_PULL_ERROR);
-            }
-            false
-        }
-    }
-}
-
-fn stop(plan: &mut Plan, desired: &Desired, container: &Container, why: Why, now: Duration) {
-    let Run::Running { attempt, .. } = container.run else { return };
-    let grace = Duration::from_secs(u64::from(match why {
-        Why::PodStops => desired.grace_s(),
-        Why::Replaced => desired.pod.termination_grace_s,
-    }));
-    let signal = match &container.stop {
-        None if grace.is_zero() => Signal::Kill,
-        None => Signal::Term,
-        Some(ContainerStop { killed_at: Some(at), .. }) if now < *at + KILL_AGAIN => {
-            return plan.wake_at(*at + KILL_AGAIN);
-        }
-        Some(ContainerStop { killed_at: None, since, .. }) if now < *since + grace => {
-            return plan.wake_at(*since + grace);
-        }
-        Some(_) => Signal::Kill,
-    };
-    plan.step(Step::Stop { container: container.name.clone(), attempt, signal, why });
-}
-
 fn remove_leftovers(plan: &mut Plan, container: &Container, now: Duration) {
     for leftover in &container.leftovers {
         if !leftover.is_removing && plan.is_due(leftover.failure.as_ref(), now) {
@@ -313,33 +198,19 @@ fn remove_leftovers(plan: &mut Plan, container: &Container, now: Duration) {
     }
 }
 
-fn finish(plan: &mut Plan, desired: &Desired, state: &PodState, phase: PhaseV1, now: Duration) {
-    if state.finished.is_none()
-        && !state.is_recording
-        && plan.is_due(state.record_failure.as_ref(), now)
-    {
-        plan.step(Step::Record(phase));
+/// Plans what is to be kept of a pod that goes on, and to end it in time.
+fn keep(plan: &mut Plan, desired: &Desired, state: &PodState, now: Duration) {
+    if let Some(left) = time_left(desired, state, now) {
+        plan.wake_at(now + left);
     }
-    // A pod that is over has nothing that runs; if it has, that is stopped.
-    for container in &state.containers {
-        stop(plan, desired, container, Why::PodStops, now);
-    }
-    // A full disk does not keep a pod's memory and address; but nothing is
-    // taken down before its end was written, or writing it was tried.
-    let was_recorded = state.finished.is_some() || state.record_failure.is_some();
-    let is_settled = state.sandbox != Sandbox::SettingUp && !state.volumes.is_working;
-    if !state.torn_down {
-        if was_recorded
-            && is_settled
-            && state.is_quiet()
-            && !state.is_tearing_down
-            && plan.is_due(state.tear_down_failure.as_ref(), now)
-        {
-            plan.step(Step::TearDown);
-        }
+    if state.is_keeping || !plan.is_due(state.keep_failure.as_ref(), now) {
         return;
     }
-    if !desired.present {
-        plan.step(Step::Forget);
+    let progress = progress(desired, state, now);
+    if progress != state.progress {
+        plan.step(Step::Keep(progress));
+    } else if let Some(deadline_s) = desired.pod.active_deadline_s {
+        let again = state.progress.active + keep_every(deadline_s);
+        plan.wake_at(now + again.saturating_sub(state.active.time(now)));
     }
 }

@@ -7,10 +7,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use wire::Uid;
-use wire::pod::{PodV1, SourceV1};
+use wire::pod::{ContainerV1, PodV1, SourceV1};
 use wire::status::{PhaseV1, TerminatedV1};
 
-use super::desired::Eviction;
+use super::deadline::Active;
+use super::desired::{Desired, Eviction};
+use super::probing::ProbeKind;
+use crate::progress::Progress;
 
 /// Which version of each ConfigMap and Secret a pod's volumes show.
 pub type Versions = BTreeMap<SourceV1, (Uid, u64)>;
@@ -26,8 +29,18 @@ pub struct PodState {
     pub sandbox_failure: Option<Failure>,
     /// The pod's volumes.
     pub volumes: Volumes,
-    /// One for each container, in the order of the pod.
+    /// One for each container, in the order of the pod: init, main, ephemeral.
     pub containers: Vec<Container>,
+    /// How long the pod has been active.
+    pub active: Active,
+    /// What of the pod's progress is on disk.
+    pub progress: Progress,
+    /// A write of the progress is in flight.
+    pub is_keeping: bool,
+    /// Writing the progress failed; try again.
+    pub keep_failure: Option<Failure>,
+    /// Since when the pod stops as a whole; its grace counts from here.
+    pub stopping_since: Option<Duration>,
     /// The node ended the pod, and why.
     pub eviction: Option<Eviction>,
     /// The final phase, once it is on disk: the pod never runs again.
@@ -105,6 +118,8 @@ pub struct Volumes {
 pub struct Container {
     /// Its name in the pod.
     pub name: String,
+    /// What it is in the pod.
+    pub role: Role,
     /// The image of the next run.
     pub image: Image,
     /// What it does.
@@ -113,6 +128,9 @@ pub struct Container {
     pub last: Option<TerminatedV1>,
     /// Number of the next run; names its folder and its log.
     pub next_attempt: u32,
+    /// It was up at least once since the machine booted: whoever waits for a
+    /// sidecar waits no longer.
+    pub was_up: bool,
     /// Runs begun so far, on every boot; one more than the restarts.
     pub n_runs: u32,
     /// Exits in a row, each within [`super::backoff::RESET_AFTER`] of its start.
@@ -123,6 +141,27 @@ pub struct Container {
     pub stop: Option<ContainerStop>,
     /// Runs that are over and whose folders are still there.
     pub leftovers: Vec<Leftover>,
+}
+
+/// What a container is in its pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// Runs to its end before the next one begins.
+    Init,
+    /// An init container that runs as long as the pod.
+    Sidecar,
+    /// What the pod is for.
+    Main,
+    /// Added to the running pod by somebody who looks into it.
+    Ephemeral,
+}
+
+impl Role {
+    /// Whether it belongs to the init containers.
+    #[must_use]
+    pub fn is_init(self) -> bool {
+        matches!(self, Self::Init | Self::Sidecar)
+    }
 }
 
 /// The image of a container's next run.
@@ -147,6 +186,8 @@ pub enum ImagePhase {
     Ready {
         /// `sha256:…`.
         id: String,
+        /// Number of the signal that the image wants to be stopped with.
+        stop_signal: Option<u8>,
     },
 }
 
@@ -163,6 +204,8 @@ pub enum Run {
         image: String,
         /// `sha256:…`.
         image_id: String,
+        /// Number of the signal that its image wants to be stopped with.
+        stop_signal: Option<u8>,
         /// Whether this agent waits for the result; if not, it is to be observed.
         in_flight: bool,
     },
@@ -178,6 +221,10 @@ pub enum Run {
         started_ms: u64,
         /// Since when.
         since: Duration,
+        /// Number of the signal that its image wants to be stopped with.
+        stop_signal: Option<u8>,
+        /// What its hook and its probes have said.
+        health: Health,
     },
     /// It ended.
     Exited {
@@ -197,14 +244,47 @@ pub enum Run {
         replaced: bool,
         /// It never got as far as its first instruction.
         never_ran: bool,
+        /// It was ended because of this.
+        fault: Option<Why>,
+        /// It was before the machine booted: known from the disk only.
+        before_boot: bool,
     },
+}
+
+/// What the hook and the probes of a run have said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// The hook after the start; [`Hook::Due`] also where there is none.
+    pub post_start: Hook,
+    /// The startup probe has succeeded.
+    pub startup_passed: bool,
+    /// What the readiness probe says.
+    pub readiness_passed: bool,
+    /// The run is to end because of this.
+    pub fault: Option<Why>,
+}
+
+/// How far a hook is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Hook {
+    /// To be run.
+    #[default]
+    Due,
+    /// Running.
+    InFlight,
+    /// Over.
+    Done,
 }
 
 /// A container's current run is being stopped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerStop {
-    /// When the stop signal was sent.
+    /// When the stop began: with its hook, or the stop signal.
     pub since: Duration,
+    /// The hook before the stop.
+    pub hook: Hook,
+    /// When the stop signal was sent.
+    pub signalled_at: Option<Duration>,
     /// When SIGKILL was sent last.
     pub killed_at: Option<Duration>,
     /// What for.
@@ -218,6 +298,10 @@ pub enum Why {
     PodStops,
     /// Its definition changed.
     Replaced,
+    /// A probe failed as often as it may.
+    Unhealthy(ProbeKind),
+    /// The hook after its start failed.
+    HookFailed,
 }
 
 /// A run that is over, whose folder, cgroup and scratch are to be removed.
@@ -240,7 +324,12 @@ impl PodState {
             sandbox: Sandbox::Absent,
             sandbox_failure: None,
             volumes: Volumes { versions: None, is_working: false, failure: None },
-            containers: pod.containers.iter().map(|c| Container::new(&c.name, &c.image)).collect(),
+            containers: Desired::roles(pod).map(|(role, c)| Container::new(role, c)).collect(),
+            active: Active::default(),
+            progress: Progress::default(),
+            is_keeping: false,
+            keep_failure: None,
+            stopping_since: None,
             eviction: None,
             finished: None,
             record_failure: None,
@@ -260,11 +349,20 @@ impl PodState {
         self.volumes.is_working = false;
         self.is_recording = false;
         self.is_tearing_down = false;
+        self.is_keeping = false;
         for container in &mut self.containers {
             // Where an image is on disk is not kept; asking again costs a look.
             container.image.phase = ImagePhase::Unknown;
-            if let Run::Starting { in_flight, .. } = &mut container.run {
-                *in_flight = false;
+            match &mut container.run {
+                Run::Starting { in_flight, .. } => *in_flight = false,
+                // Hooks run at least once, as upstream promises.
+                Run::Running { health, .. } if health.post_start == Hook::InFlight => {
+                    health.post_start = Hook::Due;
+                }
+                _ => {}
+            }
+            if let Some(stop) = container.stop.as_mut().filter(|s| s.hook == Hook::InFlight) {
+                stop.hook = Hook::Due;
             }
             for leftover in &mut container.leftovers {
                 leftover.is_removing = false;
@@ -301,13 +399,16 @@ impl PodState {
 impl Container {
     /// A container that has not run.
     #[must_use]
-    pub fn new(name: &str, image: &str) -> Self {
+    pub fn new(role: Role, wanted: &ContainerV1) -> Self {
+        let reference = wanted.image.clone();
         Self {
-            name: name.to_owned(),
-            image: Image { reference: image.to_owned(), phase: ImagePhase::Unknown, failure: None },
+            name: wanted.name.clone(),
+            role,
+            image: Image { reference, phase: ImagePhase::Unknown, failure: None },
             run: Run::None,
             last: None,
             next_attempt: 0,
+            was_up: false,
             n_runs: 0,
             exits_in_a_row: 0,
             create_failure: None,
@@ -328,6 +429,23 @@ impl Run {
     #[must_use]
     pub fn is_live(&self) -> bool {
         matches!(self, Self::Starting { .. } | Self::Running { .. })
+    }
+
+    /// A run that ended before the machine booted.
+    #[must_use]
+    pub fn ended(attempt: u32, image: &str, image_id: &str, end: TerminatedV1) -> Self {
+        Self::Exited {
+            attempt,
+            image: image.to_owned(),
+            image_id: image_id.to_owned(),
+            end,
+            at: Duration::ZERO,
+            retry_at: Duration::ZERO,
+            replaced: false,
+            never_ran: false,
+            fault: None,
+            before_boot: true,
+        }
     }
 
     /// Number of the run, if there is one.

@@ -5,17 +5,30 @@ use std::time::Duration;
 use wire::pod::ContainerV1;
 use wire::status::{ContainerStatusV1, PhaseV1, PodStatusV1, StateV1, TerminatedV1};
 
-use super::apply::Happening;
 use super::plan::{SHOW_PULL_ERROR, finished, will_restart};
-use super::state::{Container, Failure, ImagePhase, PodState, Run};
-use super::{Desired, backoff};
+use super::state::{Container, Failure, ImagePhase, PodState, Role, Run};
+use super::{Desired, backoff, order};
 use crate::clock::Now;
 use crate::{env, id};
+
+/// Why a container waits, where nothing is wrong.
+pub(super) const CREATING: &str = "ContainerCreating";
+/// The same, in a pod that has init containers.
+pub(super) const INITIALIZING: &str = "PodInitializing";
 
 /// The status of a pod.
 #[must_use]
 pub fn status(desired: &Desired, state: &PodState, now: Now) -> PodStatusV1 {
     let pod = &desired.pod;
+    let list = |wanted: &[ContainerV1]| {
+        wanted
+            .iter()
+            .filter_map(|wanted| {
+                let container = state.container(&wanted.name)?;
+                Some(container_status(desired, state, wanted, container, now.mono))
+            })
+            .collect()
+    };
     PodStatusV1 {
         uid: pod.uid,
         namespace: pod.namespace.clone(),
@@ -26,16 +39,9 @@ pub fn status(desired: &Desired, state: &PodState, now: Now) -> PodStatusV1 {
         message: state.eviction.as_ref().map(|end| end.message.clone()).unwrap_or_default(),
         pod_ip: state.ip().to_owned(),
         started_ms: state.first_seen_ms,
-        init_containers: Vec::new(),
-        ephemeral_containers: Vec::new(),
-        containers: pod
-            .containers
-            .iter()
-            .filter_map(|wanted| {
-                let container = state.container(&wanted.name)?;
-                Some(container_status(desired, state, wanted, container, now.mono))
-            })
-            .collect(),
+        init_containers: list(&pod.init_containers),
+        containers: list(&pod.containers),
+        ephemeral_containers: list(&pod.ephemeral_containers),
         terminated: state.torn_down && state.is_quiet(),
     }
 }
@@ -46,11 +52,22 @@ pub fn phase(desired: &Desired, state: &PodState) -> PhaseV1 {
     if let Some(phase) = finished(desired, state) {
         return phase;
     }
+    if !order::is_initialized(state) {
+        return PhaseV1::Pending;
+    }
     let has_begun = |container: &Container| match &container.run {
         Run::None | Run::Starting { .. } => container.last.is_some() || container.n_runs > 0,
-        Run::Running { .. } | Run::Exited { .. } => true,
+        Run::Running { .. } => container.n_runs > 1 || !is_in_hook(desired, container),
+        Run::Exited { .. } => true,
     };
-    if state.containers.iter().all(has_begun) { PhaseV1::Running } else { PhaseV1::Pending }
+    let mut main = state.containers.iter().filter(|c| c.role == Role::Main);
+    if main.all(has_begun) { PhaseV1::Running } else { PhaseV1::Pending }
+}
+
+/// Whether its hook after the start is not through: it does not count as running yet.
+fn is_in_hook(desired: &Desired, container: &Container) -> bool {
+    let Run::Running { health, .. } = &container.run else { return false };
+    desired.container(&container.name).is_some_and(|wanted| !order::is_past_hook(wanted, health))
 }
 
 /// Why the container cannot be configured, as the kubelet says it; `None` if it can.
@@ -67,15 +84,26 @@ fn container_status(
     now: Duration,
 ) -> ContainerStatusV1 {
     let pod = &desired.pod;
+    let creating = || (waiting(creating_word(desired), String::new()), container.last.clone());
     let (state_of, last) = match &container.run {
+        Run::Running { .. } if is_in_hook(desired, container) => creating(),
         Run::Running { started_ms, .. } => {
             (StateV1::Running { started_ms: *started_ms }, container.last.clone())
         }
         Run::Exited { end, .. } => exited(desired, state, container, end, now),
-        Run::Starting { .. } if container.create_failure.is_none() => {
-            (waiting("ContainerCreating", String::new()), container.last.clone())
+        Run::Starting { .. } if container.create_failure.is_none() => creating(),
+        Run::None if container.role == Role::Init && order::is_initialized(state) => {
+            (completed_unseen(), container.last.clone())
         }
-        Run::None if finished(desired, state).is_some() => (never_seen(), container.last.clone()),
+        Run::None if finished(desired, state).is_some() => {
+            let was_due = order::is_initialized(state) || container.role.is_init();
+            if was_due && !container_waits(state, container) {
+                (never_seen(), container.last.clone())
+            } else {
+                creating()
+            }
+        }
+        Run::Starting { .. } | Run::None if container_waits(state, container) => creating(),
         Run::Starting { .. } | Run::None => {
             let (reason, message) = why_waiting(desired, state, wanted, container, now);
             (waiting(&reason, message), container.last.clone())
@@ -88,7 +116,7 @@ fn container_status(
         Run::None => (
             wanted.image.clone(),
             match &container.image.phase {
-                ImagePhase::Ready { id } => id.clone(),
+                ImagePhase::Ready { id, .. } => id.clone(),
                 _ => String::new(),
             },
         ),
@@ -104,11 +132,27 @@ fn container_status(
         runtime: wanted.runtime,
         container_id,
         restarts: container.restarts(),
-        started: matches!(container.run, Run::Running { .. }),
-        ready: matches!(container.run, Run::Running { .. }),
+        started: order::is_up(wanted, container),
+        ready: match container.role {
+            Role::Init => {
+                matches!(&state_of, StateV1::Terminated(end) if end.exit_code == 0)
+            }
+            _ => order::is_ready(wanted, container),
+        },
         state: state_of,
         last,
     }
+}
+
+/// What a container that waits for nothing special says.
+fn creating_word(desired: &Desired) -> &'static str {
+    if desired.pod.init_containers.is_empty() { CREATING } else { INITIALIZING }
+}
+
+/// Whether a container that does not run waits for others of the pod.
+fn container_waits(state: &PodState, container: &Container) -> bool {
+    let index = state.containers.iter().position(|other| other.name == container.name);
+    container.role != Role::Ephemeral && index.is_some_and(|index| !order::may_start(state, index))
 }
 
 /// A container that ended: for good, or between two runs.
@@ -120,7 +164,7 @@ fn exited(
     now: Duration,
 ) -> (StateV1, Option<TerminatedV1>) {
     let stays = (StateV1::Terminated(end.clone()), container.last.clone());
-    let policy = desired.pod.restart_policy;
+    let policy = desired.restart_policy(container);
     if finished(desired, state).is_some()
         || desired.is_stopping()
         || !will_restart(policy, &container.run)
@@ -132,7 +176,7 @@ fn exited(
         return (waiting("RunContainerError", end.message.clone()), Some(end.clone()));
     }
     if *replaced {
-        return (waiting("ContainerCreating", String::new()), Some(end.clone()));
+        return (waiting(creating_word(desired), String::new()), Some(end.clone()));
     }
     if let Some(failure) = &container.image.failure {
         let (reason, message) = pull_failed(&container.image.reference, failure, now);
@@ -167,7 +211,7 @@ fn why_waiting(
     if let Some(failure) = &container.image.failure {
         return pull_failed(&container.image.reference, failure, now);
     }
-    let creating = |message: String| ("ContainerCreating".to_owned(), message);
+    let creating = |message: String| (creating_word(desired).to_owned(), message);
     if let Some(failure) = &state.sandbox_failure {
         return creating(format!("Failed to create pod sandbox: {}", failure.message));
     }
@@ -216,63 +260,22 @@ fn never_seen() -> StateV1 {
     })
 }
 
+/// An init container of a pod that has come past it, of which nothing is known.
+fn completed_unseen() -> StateV1 {
+    StateV1::Terminated(TerminatedV1 {
+        exit_code: 0,
+        reason: "Completed".to_owned(),
+        message: "Unable to get init container status from container runtime and pod has been initialized".to_owned(),
+        started_ms: 0,
+        finished_ms: 0,
+        container_id: String::new(),
+    })
+}
+
 /// Seconds as Go prints a duration: `10s`, `2m40s`, `5m0s`.
 fn go_duration(seconds: u64) -> String {
     match seconds {
         0..60 => format!("{seconds}s"),
         _ => format!("{}m{}s", seconds / 60, seconds % 60),
     }
-}
-
-/// The Events that follow from how a status changed.
-#[must_use]
-pub fn happenings(
-    desired: &Desired,
-    old: Option<&PodStatusV1>,
-    new: &PodStatusV1,
-) -> Vec<Happening> {
-    let mut all: Vec<Happening> = Vec::new();
-    let old_of = |name: &str| old?.containers.iter().find(|c| c.name == name).map(|c| &c.state);
-    for container in &new.containers {
-        let StateV1::Waiting { reason, message } = &container.state else { continue };
-        if old_of(&container.name) == Some(&container.state) {
-            continue;
-        }
-        let mut warn = |container: &str, reason: &'static str, message: String| {
-            let happening =
-                Happening { container: container.to_owned(), warning: true, reason, message };
-            if !all.contains(&happening) {
-                all.push(happening);
-            }
-        };
-        let name = &container.name;
-        match reason.as_str() {
-            "ContainerCreating" if message.is_empty() => {}
-            "ContainerCreating" if message.starts_with("Failed to create pod sandbox") => {
-                warn("", "FailedCreatePodSandBox", message.clone());
-            }
-            "ContainerCreating" => warn("", "FailedMount", message.clone()),
-            "CrashLoopBackOff" => warn(
-                name,
-                "BackOff",
-                format!(
-                    "Back-off restarting failed container {name} in pod {}_{}({})",
-                    desired.pod.name,
-                    desired.pod.namespace,
-                    id::uid_text(&desired.pod.uid)
-                ),
-            ),
-            "ImagePullBackOff" => {
-                warn(name, "BackOff", format!("Back-off pulling image \"{}\"", container.image));
-            }
-            "ErrImagePull" => {
-                let image = &container.image;
-                warn(name, "Failed", format!("Failed to pull image \"{image}\": {message}"));
-                warn(name, "Failed", "Error: ErrImagePull".to_owned());
-            }
-            _ if message.is_empty() => warn(name, "Failed", format!("Error: {reason}")),
-            _ => warn(name, "Failed", format!("Error: {message}")),
-        }
-    }
-    all
 }

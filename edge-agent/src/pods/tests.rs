@@ -1,19 +1,18 @@
 //! Pods in a world that answers each step, with and without failures.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use expect_test::{Expect, expect};
+use expect_test::expect;
 use proptest::prelude::*;
 use wire::pod::{
     ContainerV1, EnvFromV1, KeyPathV1, KeysV1, PodV1, RestartPolicyV1, SourceV1, VolumeSourceV1,
     VolumeV1,
 };
-use wire::status::{PhaseV1, PodStatusV1, StateV1};
+use wire::status::{PhaseV1, StateV1};
 
+use super::world::World;
 use super::*;
-use crate::clock::Now;
 
 pub(crate) fn container(name: &str) -> ContainerV1 {
     ContainerV1::new(name, "registry.local/app:1")
@@ -31,258 +30,6 @@ pub(crate) fn keys(source: SourceV1, data: &[(&str, &str)]) -> KeySet {
     let data = data.iter().map(|(k, v)| ((*k).to_owned(), v.as_bytes().to_vec())).collect();
     let keys = KeysV1 { namespace: "default".into(), source: source.clone(), data, ext: vec![] };
     KeySet::from([(source, Keys { uid: [9; 16], generation: 1, data: Arc::new(keys) })])
-}
-
-/// A machine that does what steps say, and fails where it is told to.
-struct World {
-    desired: Desired,
-    state: PodState,
-    now: Now,
-    /// Runs that exist: id of the container and attempt → how it is seen.
-    runs: BTreeMap<(String, u32), Seen>,
-    steps: Vec<String>,
-    happenings: Vec<String>,
-    status: Option<PodStatusV1>,
-    forgotten: bool,
-    pull_error: Option<(String, String)>,
-    start_error: Option<(String, String)>,
-    sandbox_error: Option<String>,
-    record_error: Option<String>,
-    ignores_term: bool,
-    code_on_term: i32,
-}
-
-impl World {
-    fn new(pod: PodV1) -> Self {
-        let state = PodState::new(&pod, 5);
-        let desired = Desired {
-            pod: Arc::new(pod),
-            generation: 1,
-            present: true,
-            keys: KeySet::new(),
-            eviction: None,
-        };
-        Self {
-            desired,
-            state,
-            now: Now { mono: Duration::from_secs(1000), wall_ms: 1_000_000 },
-            runs: BTreeMap::new(),
-            steps: vec![],
-            happenings: vec![],
-            status: None,
-            forgotten: false,
-            pull_error: None,
-            start_error: None,
-            sandbox_error: None,
-            record_error: None,
-            ignores_term: false,
-            code_on_term: 143,
-        }
-    }
-
-    fn edit(&mut self, edit: impl FnOnce(&mut PodV1)) {
-        edit(Arc::make_mut(&mut self.desired.pod));
-        self.desired.generation += 1;
-    }
-
-    fn exit(&mut self, container: &str, code: i32) {
-        let attempt = self.state.container(container).unwrap().run.attempt().unwrap();
-        let exit = runtime::Exit {
-            code,
-            signal: None,
-            oom_killed: false,
-            started_ms: 1,
-            finished_ms: 2,
-            error: None,
-        };
-        self.runs.insert((container.into(), attempt), Seen::Exited(exit));
-    }
-
-    fn advance(&mut self, time: Duration) {
-        self.now.mono += time;
-        self.now.wall_ms += u64::try_from(time.as_millis()).unwrap();
-    }
-
-    /// Observes, plans and does until nothing is left to do now. Panics if it does not end.
-    fn settle(&mut self) -> &mut Self {
-        for _ in 0..100 {
-            if self.forgotten {
-                return self;
-            }
-            self.look();
-            let plan = plan(&self.desired, &self.state, self.now.mono);
-            self.report();
-            if plan.steps.is_empty() {
-                assert!(plan.wake.is_none_or(|at| at > self.now.mono), "a wake in the past");
-                return self;
-            }
-            for step in plan.steps {
-                self.perform(&step);
-            }
-        }
-        panic!("does not settle: {:?}", self.steps);
-    }
-
-    /// Lets time pass until the plan's next wake, and settles.
-    fn wake(&mut self) -> Option<Duration> {
-        self.settle();
-        let wake = plan(&self.desired, &self.state, self.now.mono).wake?;
-        let passed = wake - self.now.mono;
-        self.advance(passed);
-        self.settle();
-        Some(passed)
-    }
-
-    fn look(&mut self) {
-        let runs: Vec<(String, u32)> =
-            self.state.to_observe().map(|(name, attempt)| (name.to_owned(), attempt)).collect();
-        for (name, attempt) in runs {
-            let seen = self.runs.get(&(name.clone(), attempt)).cloned().unwrap_or(Seen::Absent);
-            let happened = self.state.observe(&[7; 16], &name, attempt, seen, self.now);
-            self.note(happened);
-        }
-    }
-
-    fn report(&mut self) {
-        let new = status(&self.desired, &self.state, self.now);
-        if self.status.as_ref() != Some(&new) {
-            let happened = happenings(&self.desired, self.status.as_ref(), &new);
-            self.note(happened);
-            self.status = Some(new);
-        }
-    }
-
-    fn note(&mut self, happened: Vec<Happening>) {
-        self.happenings
-            .extend(happened.into_iter().map(|h| format!("{}: {}", h.reason, h.message)));
-    }
-
-    fn perform(&mut self, step: &Step) {
-        let happened = self.state.begin(&self.desired, step, self.now);
-        self.note(happened);
-        let before = (self.state.clone(), self.desired.clone());
-        assert!(
-            !plan(&before.1, &before.0, self.now.mono).steps.contains(step)
-                || matches!(step, Step::Forget),
-            "{step:?} is planned again while it is in flight"
-        );
-        let (text, outcome) = self.outcome(step);
-        self.steps.push(text);
-        if let Some(outcome) = outcome {
-            let happened = self.state.apply(&[7; 16], outcome, self.now);
-            self.note(happened);
-        }
-    }
-
-    fn outcome(&mut self, step: &Step) -> (String, Option<Outcome>) {
-        let outcome = match step {
-            Step::SetUpSandbox => Outcome::Sandbox(match &self.sandbox_error {
-                Some(error) => Err(error.clone()),
-                None => Ok("10.42.0.2".into()),
-            }),
-            Step::SetUpVolumes(versions) => Outcome::Volumes(Ok(versions.clone())),
-            Step::Pull { container } => Outcome::Pulled {
-                container: container.clone(),
-                result: match &self.pull_error {
-                    Some(error) => Err(error.clone()),
-                    None => Ok("sha256:aa".into()),
-                },
-            },
-            Step::Start { container, attempt } => {
-                let result = match &self.start_error {
-                    Some(error) => Err(error.clone()),
-                    None => {
-                        let old = self
-                            .runs
-                            .insert((container.clone(), *attempt), Seen::Running(self.now.wall_ms));
-                        assert_eq!(old, None, "{container} {attempt} is used twice");
-                        let n_live = self
-                            .runs
-                            .iter()
-                            .filter(|((c, _), seen)| {
-                                c == container && matches!(seen, Seen::Running(_))
-                            })
-                            .count();
-                        assert_eq!(n_live, 1, "two runs of {container} at once");
-                        Ok(self.now.wall_ms)
-                    }
-                };
-                Outcome::Started { container: container.clone(), attempt: *attempt, result }
-            }
-            Step::Stop { container, attempt, signal, .. } => {
-                if *signal == Signal::Kill || !self.ignores_term {
-                    let code = if *signal == Signal::Kill { 137 } else { self.code_on_term };
-                    self.exit(container, code);
-                }
-                Outcome::Stopped { container: container.clone(), attempt: *attempt }
-            }
-            Step::Remove { container, attempt } => {
-                self.runs.remove(&(container.clone(), *attempt));
-                Outcome::Removed { container: container.clone(), attempt: *attempt, result: Ok(()) }
-            }
-            Step::Record(phase) => Outcome::Recorded(
-                *phase,
-                match &self.record_error {
-                    Some(error) => Err(error.clone()),
-                    None => Ok(()),
-                },
-            ),
-            Step::TearDown => {
-                assert!(self.runs.is_empty(), "torn down under {:?}", self.runs);
-                Outcome::TornDown(Ok(()))
-            }
-            Step::Forget => {
-                self.forgotten = true;
-                return ("forget".into(), None);
-            }
-        };
-        let text = match step {
-            Step::SetUpSandbox => "sandbox".into(),
-            Step::SetUpVolumes(_) => "volumes".into(),
-            Step::Pull { container } => format!("pull {container}"),
-            Step::Start { container, attempt } => format!("start {container} {attempt}"),
-            Step::Stop { container, attempt, signal, why } => {
-                format!("{signal:?} {container} {attempt} {why:?}")
-            }
-            Step::Remove { container, attempt } => format!("remove {container} {attempt}"),
-            Step::Record(phase) => format!("record {phase:?}"),
-            Step::TearDown => "tear down".into(),
-            Step::Forget => unreachable!(),
-        };
-        (text, Some(outcome))
-    }
-
-    fn check(&mut self, expected: Expect) {
-        let mut text = String::new();
-        for step in self.steps.drain(..) {
-            text.push_str(&format!("{step}\n"));
-        }
-        for happening in self.happenings.drain(..) {
-            text.push_str(&format!("! {happening}\n"));
-        }
-        let status = status(&self.desired, &self.state, self.now);
-        text.push_str(&format!("{:?} terminated={}\n", status.phase, status.terminated));
-        for c in &status.containers {
-            let state = match &c.state {
-                StateV1::Waiting { reason, message } => format!("waiting {reason} {message}"),
-                StateV1::Running { .. } => "running".into(),
-                StateV1::Terminated(end) => format!("terminated {} {}", end.exit_code, end.reason),
-            };
-            let last = c.last.as_ref().map(|end| format!(" last={} {}", end.exit_code, end.reason));
-            text.push_str(&format!(
-                "{}: {} restarts={}{}\n",
-                c.name,
-                state.trim(),
-                c.restarts,
-                last.unwrap_or_default()
-            ));
-        }
-        expected.assert_eq(&text);
-    }
-
-    fn container_state(&self) -> StateV1 {
-        status(&self.desired, &self.state, self.now).containers[0].state.clone()
-    }
 }
 
 #[test]
@@ -690,6 +437,7 @@ fn a_restarted_agent_finds_a_start_it_had_begun() {
             attempt: 0,
             image: "registry.local/app:1".into(),
             image_id: "sha256:aa".into(),
+            stop_signal: None,
             in_flight: true,
         };
         world.runs.clear();

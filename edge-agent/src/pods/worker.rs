@@ -21,7 +21,9 @@ use wire::Uid;
 use wire::pod::{PodV1, SourceV1};
 use wire::status::{EventV1, PodStatusV1};
 
-use super::{Desired, Happening, PodState, Step, happenings, plan, status};
+use super::{
+    Answer, Desired, Happening, PodState, Probing, Question, Seen, Step, happenings, plan, status,
+};
 use crate::clock::Clock;
 use crate::durable::{self, DurableError, Keep, Magic};
 use crate::hooks::{Context, Done, Hooks, chain};
@@ -77,7 +79,15 @@ pub struct Worker {
     status: Option<PodStatusV1>,
     path: PathBuf,
     out: mpsc::Sender<FromPod>,
-    done: mpsc::Sender<Done>,
+    done: mpsc::Sender<Return>,
+    probing: Probing,
+}
+
+/// What a task of the worker comes back with.
+#[derive(Debug)]
+enum Return {
+    Step(Done),
+    Probe(Question, Answer),
 }
 
 impl std::fmt::Debug for Worker {
@@ -102,8 +112,9 @@ impl Worker {
         let path = hooks.dirs(&desired.pod).run.join("state");
         let images = HashMap::new();
         let (kept, status) = (None, None);
+        let probing = Probing::default();
         let mut worker =
-            Self { hooks, clock, desired, state, images, kept, status, path, out, done };
+            Self { hooks, clock, desired, state, images, kept, status, path, out, done, probing };
         loop {
             changes.mark_unchanged();
             let Some(wake) = worker.turn().await else { return };
@@ -115,10 +126,10 @@ impl Worker {
             };
             tokio::select! {
                 biased;
-                Some(done) = results.recv() => {
-                    worker.take(done).await;
-                    while let Ok(done) = results.try_recv() {
-                        worker.take(done).await;
+                Some(result) = results.recv() => {
+                    worker.hear(result).await;
+                    while let Ok(result) = results.try_recv() {
+                        worker.hear(result).await;
                     }
                 }
                 wish = wishes.changed() => {
@@ -137,9 +148,10 @@ impl Worker {
     /// One round. Returns how long to wait at most; `None` once the pod is gone.
     #[allow(clippy::option_option)]
     async fn turn(&mut self) -> Option<Option<Duration>> {
-        self.settle_eviction().await;
         self.look().await;
         let now = self.clock.now();
+        let happened = self.state.settle(&mut self.desired, now);
+        self.say(happened).await;
         let plan = plan(&self.desired, &self.state, now.mono);
         if plan.steps.contains(&Step::Forget) {
             return self.forget().await;
@@ -161,24 +173,31 @@ impl Worker {
             self.start(step);
         }
         self.report().await;
+        let asked = self.ask();
         // What was begun changes when to look again.
         let now = self.clock.now();
         let again = super::plan(&self.desired, &self.state, now.mono);
         if again.steps.is_empty() {
-            return Some(again.wake.map(|at| at.saturating_sub(now.mono)));
+            let wake = again.wake.into_iter().chain(asked).min();
+            return Some(wake.map(|at| at.saturating_sub(now.mono)));
         }
         Some(Some(Duration::ZERO))
     }
 
-    /// Takes the node's decision to end the pod, and says so once.
-    async fn settle_eviction(&mut self) {
-        let was_evicted = self.state.eviction.is_some();
-        self.desired.settle_eviction(&mut self.state);
-        if let Some(eviction) = self.state.eviction.as_ref().filter(|_| !was_evicted) {
-            let (container, message) = (String::new(), eviction.message.clone());
-            let happening = Happening { container, warning: true, reason: "Evicted", message };
-            self.say(vec![happening]).await;
+    /// Asks the probes that are due; returns when the next one is.
+    fn ask(&mut self) -> Option<Duration> {
+        let now = self.clock.now().mono;
+        let (questions, wake) = self.probing.due(&self.desired, &self.state, now);
+        for question in questions {
+            let context = self.context(None);
+            let (hooks, done) = (Arc::clone(&self.hooks), self.done.clone());
+            tokio::spawn(async move {
+                let answer = hooks.ask(&context, &question).await;
+                // The worker is gone only when the agent stops.
+                let _ = done.send(Return::Probe(question, answer)).await;
+            });
         }
+        wake
     }
 
     /// Looks at every run that may have changed.
@@ -189,7 +208,10 @@ impl Worker {
             self.state.to_observe().map(|(name, attempt)| (name.to_owned(), attempt)).collect();
         for (name, attempt) in runs {
             let run = id::container_id(&uid, &name, attempt);
-            let seen = self.hooks.runtime.observe(&run).into();
+            let (hooks, pod) = (&self.hooks, &self.desired.pod);
+            let seen = Seen::new(hooks.runtime.observe(&run), |exit| {
+                hooks.last_words(pod, &name, attempt, exit)
+            });
             let happened = self.state.observe(&uid, &name, attempt, seen, now);
             self.say(happened).await;
         }
@@ -210,12 +232,29 @@ impl Worker {
             };
             let result = hooks.perform(step, context, &progress).await;
             // The worker is gone only when the agent stops.
-            let _ = done.send(result).await;
+            let _ = done.send(Return::Step(result)).await;
         });
     }
 
     fn context(&self, image: Option<ReadyImage>) -> Context {
         Context { desired: self.desired.clone(), state: self.state.clone(), image }
+    }
+
+    async fn hear(&mut self, result: Return) {
+        match result {
+            Return::Step(done) => self.take(done).await,
+            Return::Probe(question, answer) => {
+                let wanted = self.desired.container(&question.container);
+                let Some(probe) = wanted.and_then(|wanted| question.kind.of(wanted)) else {
+                    return;
+                };
+                let (happened, passed) = self.probing.answer(&question, probe, &answer);
+                if let Some(passed) = passed {
+                    self.state.probed(&question, passed);
+                }
+                self.say(happened.into_iter().collect()).await;
+            }
+        }
     }
 
     async fn take(&mut self, done: Done) {
@@ -319,6 +358,7 @@ fn problem(outcome: &super::Outcome) -> Option<String> {
         Outcome::Removed { container, attempt, result: Err(error) } => {
             Some(format!("{container}: run {attempt} cannot be removed: {error}"))
         }
+        Outcome::Kept(_, Err(error)) => Some(format!("its progress cannot be kept: {error}")),
         Outcome::Recorded(_, Err(error)) => Some(format!("its end cannot be kept: {error}")),
         Outcome::TornDown(Err(error)) => Some(format!("not torn down: {error}")),
         _ => None,

@@ -19,14 +19,14 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use api::view::{self, PodView};
+use api::view::{self, Container, PodView};
 use api::{ObjectKey, Value, meta};
 use tokio::time::Instant;
 
 use crate::cache::Cache;
 use crate::cluster::{Cluster, ClusterError, Identity, Part, kinds, modify};
 use crate::events::{Involved, Record as EventRecord, Recorder};
-use crate::projection::{Phase, Pod, Runtime, Term, intern};
+use crate::projection::{Pod, Runtime, Term, intern};
 use crate::runner::{self, Action, Sender};
 
 pub use api::images::{IMAGES_ANNOTATION, ImageRecords, Record, is_digest};
@@ -124,7 +124,7 @@ pub fn feed(pods: &Cache<Pod>, settled: &Settled, queue: &Sender<ObjectKey>) {
 
 /// Whether a pod's images are still to be recorded.
 fn is_open(pod: &Pod) -> bool {
-    pod.is_active() && !pod.images_known && pod.phase == Phase::Pending
+    pod.is_active() && !pod.images_known
 }
 
 impl<C: Cluster, R: ImageResolver> Controller<C, R> {
@@ -200,23 +200,24 @@ impl<C: Cluster, R: ImageResolver> Controller<C, R> {
             };
             // A lookup that failed is tried again by its own queue.
             let Ok(image) = answer else { continue };
-            let named = read.spec.containers.iter().filter(|c| c.image == request.image);
-            for container in named {
+            for container in open(&object, &read).filter(|c| c.image == request.image) {
                 records.set(&container.name, image.record(&request.image));
             }
         }
-        records.retain(|name| read.spec.containers.iter().any(|c| c.name == name));
+        records.retain(|name| read.spec.all_containers().any(|c| c.name == name));
         let bound = !read.spec.node_name.is_empty();
         let becomes_wasm = read
             .spec
-            .containers
-            .iter()
+            .all_containers()
             .any(|container| Runtime::of(class, records.get(container)) == Runtime::Wasm);
-        if !missing && (!bound || becomes_wasm) && records != ImageRecords::of(&object) {
+        let was_pending = is_pending(&object);
+        if !missing
+            && (!bound || becomes_wasm || !was_pending)
+            && records != ImageRecords::of(&object)
+        {
             let text = records.text();
             let change = |object: &mut Value| {
-                let running = object.pointer("/status/phase").and_then(Value::as_str);
-                if running.is_some_and(|phase| phase != "Pending") {
+                if was_pending && !is_pending(object) {
                     return false;
                 }
                 meta::set_annotation(object, IMAGES_ANNOTATION, &text);
@@ -287,6 +288,19 @@ impl<C: Cluster, R: ImageResolver> Controller<C, R> {
     }
 }
 
+/// The containers of a pod that may yet start for the first time: all of one that
+/// waits, what was added to look into one that runs.
+fn open<'a>(object: &Value, read: &'a PodView) -> impl Iterator<Item = &'a Container> {
+    let waits = is_pending(object);
+    let ephemeral = &read.spec.ephemeral_containers;
+    let others = read.spec.init_containers.iter().chain(&read.spec.containers);
+    others.filter(move |_| waits).chain(ephemeral)
+}
+
+fn is_pending(object: &Value) -> bool {
+    object.pointer("/status/phase").and_then(Value::as_str).is_none_or(|phase| phase == "Pending")
+}
+
 /// What is to be looked up for a pod: one request an image that has no record.
 fn requests(object: &Value, read: &PodView) -> Vec<ImageRequest> {
     let secrets = object.pointer("/spec/imagePullSecrets").and_then(Value::as_array);
@@ -294,7 +308,7 @@ fn requests(object: &Value, read: &PodView) -> Vec<ImageRequest> {
     let secrets: Vec<String> = secrets.map(str::to_owned).collect();
     let records = ImageRecords::of(object);
     let mut requests: Vec<ImageRequest> = Vec::new();
-    for container in &read.spec.containers {
+    for container in open(object, read) {
         let request = ImageRequest {
             image: container.image.clone(),
             namespace: read.metadata.namespace.clone(),

@@ -38,6 +38,7 @@ pub(super) fn template(outline: &mut Outline, spec: &Value, status: &Value, now:
     let lists = [
         ("Init Containers", "initContainers", "initContainerStatuses"),
         ("Containers", "containers", "containerStatuses"),
+        ("Ephemeral Containers", "ephemeralContainers", "ephemeralContainerStatuses"),
     ];
     for (title, list, statuses) in lists {
         let containers: Vec<Entry> = spec[list]
@@ -64,6 +65,8 @@ pub(super) fn template(outline: &mut Outline, spec: &Value, status: &Value, now:
 fn container(container: &Value, status: Option<&Value>, now: Timestamp) -> Entry {
     let mut outline = Outline::default();
     outline.text("Image", &text(&container["image"]));
+    outline.text_if("Restart Policy", &text(&container["restartPolicy"]));
+    outline.text_if("Target", &text(&container["targetContainerName"]));
     if let Some(status) = status {
         outline.text_if("Image ID", &text(&status["imageID"]));
         outline.text_if("Container ID", &text(&status["containerID"]));
@@ -99,8 +102,16 @@ fn container(container: &Value, status: Option<&Value>, now: Timestamp) -> Entry
         let amounts = pairs(&container["resources"][key], ": ");
         outline.text_if(title, &amounts.join(", "));
     }
-    for (title, key) in [("Liveness", "livenessProbe"), ("Readiness", "readinessProbe")] {
+    let probes = [
+        ("Liveness", "livenessProbe"),
+        ("Readiness", "readinessProbe"),
+        ("Startup", "startupProbe"),
+    ];
+    for (title, key) in probes {
         outline.text_if(title, &probe(&container[key]));
+    }
+    for (title, key) in [("Post Start", "postStart"), ("Pre Stop", "preStop")] {
+        outline.text_if(title, &handler(&container["lifecycle"][key]));
     }
     let from: Vec<String> =
         container["envFrom"].as_array().into_iter().flatten().map(env_from).collect();
@@ -161,21 +172,40 @@ fn probe(probe: &Value) -> String {
         return String::new();
     }
     let number = |key: &str, or: i64| probe[key].as_i64().unwrap_or(or);
-    let get = &probe["httpGet"];
-    let how = if get.is_object() {
-        format!("http-get :{}{}", text(&get["port"]), text(&get["path"]))
-    } else if probe["tcpSocket"].is_object() {
-        format!("tcp-socket :{}", text(&probe["tcpSocket"]["port"]))
-    } else {
-        let words = probe["exec"]["command"].as_array().into_iter().flatten().map(text);
-        format!("exec [{}]", words.collect::<Vec<_>>().join(" "))
+    let how = handler(probe);
+    let delay = match number("initialDelaySeconds", 0) {
+        0 => String::new(),
+        seconds => format!(" after {seconds} s"),
     };
     format!(
-        "{how} every {} s, timeout {} s, {} failures",
+        "{how}{delay} every {} s, timeout {} s, {} failures",
         number("periodSeconds", 10),
         number("timeoutSeconds", 1),
         number("failureThreshold", 3)
     )
+}
+
+/// What a probe asks or a hook does.
+fn handler(handler: &Value) -> String {
+    let (get, tcp) = (&handler["httpGet"], &handler["tcpSocket"]);
+    let (grpc, sleep) = (&handler["grpc"], &handler["sleep"]);
+    if get.is_object() {
+        let scheme = text(&get["scheme"]).to_lowercase();
+        let scheme = if scheme.is_empty() { "http" } else { &scheme };
+        let (host, port, path) = (text(&get["host"]), text(&get["port"]), text(&get["path"]));
+        format!("http-get {scheme}://{host}:{port}{path}")
+    } else if tcp.is_object() {
+        format!("tcp-socket {}:{}", text(&tcp["host"]), text(&tcp["port"]))
+    } else if grpc.is_object() {
+        format!("grpc :{} {}", text(&grpc["port"]), text(&grpc["service"])).trim_end().to_owned()
+    } else if sleep.is_object() {
+        format!("sleep {} s", text(&sleep["seconds"]))
+    } else if handler["exec"].is_object() {
+        let words = handler["exec"]["command"].as_array().into_iter().flatten().map(text);
+        format!("exec [{}]", words.collect::<Vec<_>>().join(" "))
+    } else {
+        String::new()
+    }
 }
 
 fn env(variable: &Value) -> String {

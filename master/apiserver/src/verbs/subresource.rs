@@ -213,7 +213,8 @@ fn choose_container(pod_name: &str, pod: &Value, asked: &str) -> Result<String, 
         containers.filter_map(|c| c["name"].as_str().map(str::to_owned)).collect()
     };
     let (containers, init) = (names("containers"), names("initContainers"));
-    let known = containers.iter().chain(&init).any(|name| name == asked);
+    let ephemeral = names("ephemeralContainers");
+    let known = containers.iter().chain(&init).chain(&ephemeral).any(|name| name == asked);
     if known {
         return Ok(asked.to_owned());
     }

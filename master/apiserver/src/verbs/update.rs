@@ -139,6 +139,9 @@ impl Api {
         check_name(target, &mut new)?;
         defaults::apply(resource, &mut new);
         strategy::prepare_for_update(resource, subresource, old, &mut new);
+        if resource.kind == "Pod" && subresource == Some("status") {
+            api::readiness::follow_gates(&mut new, jiff::Timestamp::now());
+        }
         admission::admit_node(who, target, Some(old), &new)?;
         warnings.extend(validate::update(resource, subresource, &new, old)?);
         let has_managers = object::at(old, &["metadata", "managedFields"]).is_some();

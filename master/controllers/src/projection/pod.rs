@@ -54,7 +54,7 @@ pub struct Pod {
     pub scheduler_name: Arc<str>,
     /// What it asks of a node.
     pub demand: Arc<Demand>,
-    /// Whether it is recorded what every one of its images is.
+    /// Whether it is recorded what every one of its images is that may yet start.
     pub images_known: bool,
 }
 
@@ -112,7 +112,11 @@ impl Projection for Pod {
                 .unwrap_or(0),
             scheduler_name: intern(&read.spec.scheduler_name),
             demand: intern_demand(demand(&read.spec, object, &records)),
-            images_known: read.spec.containers.iter().all(known),
+            images_known: match phase {
+                Phase::Pending => read.spec.all_containers().all(known),
+                // What runs stays as it is; what is added to look into it is new.
+                _ => read.spec.ephemeral_containers.iter().all(known),
+            },
         }
     }
 
@@ -137,7 +141,7 @@ fn demand(spec: &PodSpec, object: &Value, records: &ImageRecords) -> Demand {
         spec.node_selector.iter().map(|(key, value)| (intern(key), intern(value))).collect();
     demand.affinity = affinity(object);
     demand.tolerations = spec.tolerations.iter().map(toleration).collect();
-    for container in &spec.containers {
+    for container in spec.init_containers.iter().chain(&spec.containers) {
         let record = records.get(container);
         match Runtime::of(spec.runtime_class_name.as_deref(), record) {
             Runtime::Wasm => demand.wasm = true,
@@ -151,8 +155,8 @@ fn demand(spec: &PodSpec, object: &Value, records: &ImageRecords) -> Demand {
                 }
             }
         }
-        demand.images.push(intern(&container.image));
     }
+    demand.images.extend(spec.all_containers().map(|container| intern(&container.image)));
     demand.images.sort();
     demand.images.dedup();
     demand

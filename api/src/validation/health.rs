@@ -99,3 +99,45 @@ fn handler(path: &Path<'_>, probe: &Fields, handlers: &[&str], errors: &mut Erro
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+    use serde_json::json;
+
+    use super::super::tests::check_create;
+
+    #[test]
+    fn probes_and_hooks() {
+        let main = json!({"name": "c", "image": "i",
+            "livenessProbe": {"grpc": {"port": 70000}, "successThreshold": 2, "terminationGracePeriodSeconds": 0},
+            "readinessProbe": {"tcpSocket": {"port": 1}, "successThreshold": 2, "terminationGracePeriodSeconds": 5},
+            "lifecycle": {"postStart": {"sleep": {"seconds": -1}}, "preStop": {}, "stopSignal": "INT"},
+        });
+        let init = json!([
+            {"name": "i", "image": "i", "lifecycle": {"preStop": {"exec": {"command": ["x"]}}}},
+            {"name": "s", "image": "i", "restartPolicy": "Always",
+             "startupProbe": {"exec": {"command": ["x"]}}},
+            {"name": "o", "image": "i", "restartPolicy": "Sometimes"},
+        ]);
+        check_create(
+            "",
+            "Pod",
+            json!({
+                "metadata": {"name": "a", "namespace": "b"},
+                "spec": {"initContainers": init, "containers": [main]},
+            }),
+            &expect![[r#"
+                Invalid spec.containers[0].livenessProbe.grpc.port: Invalid value: 70000: must be between 1 and 65535, inclusive
+                Invalid spec.containers[0].livenessProbe.terminationGracePeriodSeconds: Invalid value: 0: must be greater than 0
+                Invalid spec.containers[0].livenessProbe.successThreshold: Invalid value: 2: must be 1
+                Invalid spec.containers[0].readinessProbe.terminationGracePeriodSeconds: Invalid value: 5: must not be set for readinessProbes
+                Invalid spec.containers[0].lifecycle.postStart.sleep.seconds: Invalid value: -1: must be greater than or equal to 0
+                Required spec.containers[0].lifecycle.preStop: Required value: must specify a handler type
+                Invalid spec.containers[0].lifecycle.stopSignal: Invalid value: "INT": must be the name of a signal, such as SIGTERM or SIGRTMIN+3
+                Forbidden spec.initContainers[0].lifecycle: Forbidden: may not be set for init containers without restartPolicy=Always
+                NotSupported spec.initContainers[2].restartPolicy: Unsupported value: "Sometimes": supported values: "Always", "Never", "OnFailure"
+            "#]],
+        );
+    }
+}

@@ -293,4 +293,25 @@ mod tests {
         object["spec"]["runtimeClassName"] = "wasm".into();
         assert!(!Pod::project(&object).demand.oci);
     }
+
+    #[test]
+    fn init_containers_count_like_the_others_and_ephemeral_ones_when_the_pod_runs() {
+        let digest = format!("sha256:{}", "c".repeat(64));
+        let record = |image: &str, runtime: &str| json!({"image": image, "digest": digest, "runtime": runtime, "platforms": ["linux/arm64"]});
+        let records = json!({"a": record("r/a:1", "oci"), "i": record("r/i:1", "wasm")});
+        let mut object = json!({
+            "metadata": {"name": "x", "annotations": {"pinnace.io/images": records.to_string()}},
+            "spec": {"containers": [{"name": "a", "image": "r/a:1"}],
+                     "initContainers": [{"name": "i", "image": "r/i:1"}]},
+        });
+        let pod = Pod::project(&object);
+        assert!(pod.images_known && pod.demand.wasm && pod.demand.oci);
+        object["spec"]["initContainers"][0]["image"] = "r/i:2".into();
+        assert!(!Pod::project(&object).images_known);
+        object["status"] = json!({"phase": "Running"});
+        assert!(Pod::project(&object).images_known, "what runs stays as it is");
+        object["spec"]["ephemeralContainers"] = json!([{"name": "look", "image": "r/l:1"}]);
+        let pod = Pod::project(&object);
+        assert!(!pod.images_known && pod.demand.images.contains(&"r/l:1".into()));
+    }
 }

@@ -110,10 +110,8 @@ impl Throttle {
         let most = self.share(PERIOD);
         if allowed > taken + most {
             // Time not used is saved up for one period only.
-            let forgotten = allowed - taken - most;
             self.used += taken;
-            self.since = now - scale(most, 1000, self.limit_millis);
-            let _ = forgotten;
+            self.since = now.checked_sub(PERIOD).unwrap_or(now);
             return Duration::ZERO;
         }
         scale(taken.saturating_sub(allowed), 1000, self.limit_millis)

@@ -10,6 +10,7 @@
 
 pub mod defaults;
 pub mod enrolment;
+pub mod images;
 pub mod key;
 pub mod meta;
 pub mod names;

@@ -46,7 +46,6 @@ use wire::{Epoch, Uid};
 use crate::artifacts::Artifacts;
 use crate::clock;
 use crate::enrol::{Enrolment, resource};
-use crate::lower;
 use crate::node_events::NodeEvents;
 use crate::streams::Streams;
 use index::{Index, source_of};

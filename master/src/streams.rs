@@ -18,7 +18,6 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::{mpsc, oneshot};
 use wire::command::{CommandV1, LogsV1, StreamEndV1, StreamHelloV1, StreamV1};
 
-use crate::lower;
 use crate::pki::random;
 
 /// How long a node has to dial back.

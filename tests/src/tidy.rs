@@ -53,12 +53,15 @@ fn crates_depend_downwards_only() {
         controllers -> scheduler
         dispatch -> wire
         gateway -> wire
+        lower -> api
+        lower -> wire
         master -> api
         master -> apiserver
         master -> controllers
         master -> dispatch
         master -> gateway
         master -> image
+        master -> lower
         master -> store
         master -> wasm
         master -> wire

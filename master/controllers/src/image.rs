@@ -13,7 +13,6 @@
 //! never touched; one that was bound without a record gets one only where its
 //! image turns out to be WASM, which its node cannot have started.
 
-mod records;
 mod resolver;
 
 use std::collections::{HashMap, HashSet};
@@ -30,7 +29,7 @@ use crate::events::{Involved, Record as EventRecord, Recorder};
 use crate::projection::{Phase, Pod, Runtime, Term, intern};
 use crate::runner::{self, Action, Sender};
 
-pub use records::{IMAGES_ANNOTATION, ImageRecords, Record, is_digest};
+pub use api::images::{IMAGES_ANNOTATION, ImageRecords, Record, is_digest};
 pub use resolver::{ImageRequest, ImageResolver, ResolveError, ResolvedImage};
 
 /// How long an answer is used for other pods. Short, since tags move.

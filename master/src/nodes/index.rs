@@ -9,8 +9,6 @@ use api::{ObjectKey, Value, meta};
 use wire::Uid;
 use wire::pod::SourceV1;
 
-use crate::lower;
-
 /// Where pods are.
 #[derive(Debug, Default)]
 pub(super) struct Index {

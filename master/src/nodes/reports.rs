@@ -16,7 +16,7 @@ use wire::status::{PodStatusV1, ReportV1};
 use super::index::has_uid;
 use crate::clock;
 use crate::enrol::resource;
-use crate::pod_status::pod_status;
+use lower::pod_status;
 
 /// Pods written at once: enough for one commit to carry many.
 const CONCURRENCY: usize = 16;

@@ -44,7 +44,7 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
-    fn write(&self, pipe: &OwnedFd) {
+    pub(crate) fn write(&self, pipe: &OwnedFd) {
         let text = match self {
             Self::Exec(errno) => format!("exec {errno}"),
             Self::Confine(what) => format!("confine {what}"),
@@ -68,6 +68,7 @@ impl Failure {
 
 impl Confined {
     fn confine(&self) -> Result<(), String> {
+        crate::exec::reset_signals().map_err(|error| format!("reset SIGPIPE: {error}"))?;
         seccomp::install(&self.filter)
             .map_err(|error| format!("set the seccomp filter: {error}"))?;
         let failed = |error| format!("drop capabilities: {error}");
@@ -79,6 +80,26 @@ impl Confined {
         caps::set(None, CapSet::Effective, &self.capabilities).map_err(failed)?;
         caps::set(None, CapSet::Permitted, &self.capabilities).map_err(failed)?;
         caps::clear(None, CapSet::Inheritable).map_err(failed)
+    }
+
+    /// Does the last steps and becomes `args`. Returns why it could not.
+    pub(crate) fn become_command(&self, args: &[CString], env: &[(String, String)]) -> Failure {
+        if let Err(error) = self.confine() {
+            return Failure::Confine(error);
+        }
+        let path = env.iter().find(|(name, _)| name == "PATH").map_or("", |(_, path)| path);
+        let variables: Result<Vec<CString>, _> =
+            env.iter().map(|(name, value)| CString::new(format!("{name}={value}"))).collect();
+        match (args.first(), variables) {
+            (Some(command), Ok(variables)) => {
+                let failed = |path: &CString| match nix::unistd::execve(path, args, &variables) {
+                    Err(errno) => errno,
+                    Ok(never) => match never {},
+                };
+                Failure::Exec(search(command, path.as_bytes(), failed) as i32)
+            }
+            _ => Failure::Confine("a command without words, or with a NUL byte".into()),
+        }
     }
 
     fn become_program(&self, spec: &Spec) -> Failure {
@@ -103,17 +124,23 @@ impl Confined {
 /// Not execvp, which hands a file it cannot execute (one for another
 /// architecture, say) to the shell. Returns why it failed.
 fn execute(args: &[CString]) -> Errno {
-    let failed = |path: &CString| match nix::unistd::execv(path, args) {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    search(&args[0], path.as_encoded_bytes(), |path| match nix::unistd::execv(path, args) {
         Err(errno) => errno,
         Ok(never) => match never {},
-    };
-    let name = args[0].as_bytes();
+    })
+}
+
+/// Tries to execute `name`, or where it has no slash what is called so in the
+/// folders of `path`. Returns why it failed.
+fn search(name: &CString, path: &[u8], failed: impl Fn(&CString) -> Errno) -> Errno {
+    let command = name;
+    let name = name.as_bytes();
     if name.contains(&b'/') {
-        return failed(&args[0]);
+        return failed(command);
     }
-    let path = std::env::var_os("PATH").unwrap_or_default();
     let mut result = Errno::ENOENT;
-    for folder in path.as_encoded_bytes().split(|b| *b == b':') {
+    for folder in path.split(|b| *b == b':') {
         let folder = if folder.is_empty() { b"." } else { folder };
         let Ok(path) = CString::new([folder, b"/", name].concat()) else { continue };
         match failed(&path) {

@@ -14,11 +14,14 @@ use rustix::pipe::PipeFlags;
 
 use runtime::cgroup::Hierarchies;
 use runtime::dir::ContainerDir;
-use runtime::{ContainerSpec, LaunchError, Launcher, Pid, Workload, reason};
+use runtime::exec::{Admit, Entered};
+use runtime::{
+    ContainerSpec, ExecRequest, ExecStdio, LaunchError, Launcher, Pid, Workload, reason,
+};
 
 use crate::executor::{Confined, Failure};
 use crate::rootfs::{self, PrivateMounts};
-use crate::{capabilities, config, devices, executor, seccomp, user};
+use crate::{capabilities, config, devices, exec, executor, seccomp, user};
 
 /// Starts OCI containers. For the shim only: the process must have one thread.
 #[derive(Clone, Copy, Debug, Default)]
@@ -36,11 +39,7 @@ impl Launcher for OciLauncher {
             return Err(failed(spec, "it is not an OCI image"));
         };
         check_sandbox(spec)?;
-        let wanted = capabilities::resolve(
-            &spec.security.capabilities_add,
-            &spec.security.capabilities_drop,
-            &capabilities::available(),
-        )?;
+        let (wanted, filter) = confinement(spec)?;
         let hierarchies = Hierarchies::detect().map_err(|e| failed(spec, format!("/proc: {e}")))?;
 
         let mounts = PrivateMounts::enter()
@@ -74,11 +73,8 @@ impl Launcher for OciLauncher {
 
         let (report, theirs) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
             .map_err(|e| failed(spec, format!("cannot make a pipe: {e}")))?;
-        let confined = Confined {
-            filter: Arc::new(seccomp::default_filter(&wanted)),
-            capabilities: wanted,
-            report: Arc::new(theirs),
-        };
+        let confined =
+            Confined { filter: Arc::new(filter), capabilities: wanted, report: Arc::new(theirs) };
         let mut container = create(spec, dir, &bundle, confined, out, err)
             .map_err(|error| failed(spec, chain(&error)))?;
         let pid = container.pid().ok_or_else(|| failed(spec, "libcontainer gave no process"))?;
@@ -98,6 +94,32 @@ impl Launcher for OciLauncher {
             Some(failure) => Err(start_error(spec, &failure)),
         }
     }
+
+    fn exec(
+        &self,
+        spec: &ContainerSpec,
+        dir: &Path,
+        inside: Pid,
+        request: &ExecRequest,
+        stdio: ExecStdio,
+        admit: Admit<'_>,
+    ) -> Result<Entered, LaunchError> {
+        exec::enter(spec, dir, inside, request, stdio, admit)
+    }
+}
+
+/// What confines everything that runs in the container, its first process and
+/// the commands run later alike.
+pub(crate) fn confinement(
+    spec: &ContainerSpec,
+) -> Result<(capabilities::Set, seccomp::Program), LaunchError> {
+    let wanted = capabilities::resolve(
+        &spec.security.capabilities_add,
+        &spec.security.capabilities_drop,
+        &capabilities::available(),
+    )?;
+    let filter = seccomp::default_filter(&wanted);
+    Ok((wanted, filter))
 }
 
 /// The pod's namespaces must be there; libcontainer would say it less clearly.
@@ -114,7 +136,7 @@ fn check_sandbox(spec: &ContainerSpec) -> Result<(), LaunchError> {
     Ok(())
 }
 
-fn failed(spec: &ContainerSpec, what: impl std::fmt::Display) -> LaunchError {
+pub(crate) fn failed(spec: &ContainerSpec, what: impl std::fmt::Display) -> LaunchError {
     LaunchError::new(
         reason::CREATE_CONTAINER_ERROR,
         format!("cannot create container {:?}: {what}", spec.container),

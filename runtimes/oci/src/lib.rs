@@ -15,6 +15,7 @@
 mod capabilities;
 mod config;
 pub mod devices;
+mod exec;
 mod executor;
 mod launcher;
 mod rootfs;

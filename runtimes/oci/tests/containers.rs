@@ -32,6 +32,9 @@ pub(crate) fn main() -> ExitCode {
         Some("shim") => {
             return runtime::shim_main(Path::new(&args[2]), |_| Box::new(pinnace_oci::OciLauncher));
         }
+        Some("exec") => {
+            return runtime::exec_main(Path::new(&args[2]), |_| Box::new(pinnace_oci::OciLauncher));
+        }
         Some("agent") => return agent(Path::new(&args[2]), Path::new(&args[3])),
         _ => {}
     }
@@ -53,7 +56,8 @@ pub(crate) fn main() -> ExitCode {
     println!("limits and device rules: {:?}", pinnace_oci::probe_cgroups().unwrap());
     let filter = args.iter().skip(1).find(|arg| !arg.starts_with('-'));
     let mut failed = Vec::new();
-    let (mut n_run, all) = (0, tests());
+    let (mut n_run, mut all) = (0, tests());
+    all.extend(exec::tests());
     for (name, test) in &all {
         if filter.is_some_and(|filter| !name.contains(filter.as_str())) {
             continue;
@@ -93,7 +97,7 @@ fn executor() -> tokio::runtime::Runtime {
 }
 
 fn shim() -> ShimCommand {
-    ShimCommand { program: "/proc/self/exe".into(), args: vec!["shim".into()] }
+    ShimCommand::default()
 }
 
 /// A folder, a layer, the namespaces of one pod.
@@ -300,12 +304,15 @@ fn parent_of(pid: i32) -> i32 {
 
 macro_rules! tests {
     ($($(#[$attribute:meta])* async fn $name:ident($machine:ident: &Machine) $body:block)*) => {
-        fn tests() -> Vec<(&'static str, Test)> {
+        pub(crate) fn tests() -> Vec<(&'static str, Test)> {
             vec![$((stringify!($name), |machine| Box::pin($name(machine)))),*]
         }
         $($(#[$attribute])* async fn $name($machine: &Machine) $body)*
     };
 }
+
+#[path = "cases/exec.rs"]
+mod exec;
 
 tests! {
     async fn runs_and_exits_with_its_code(machine: &Machine) {

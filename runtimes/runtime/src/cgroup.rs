@@ -101,6 +101,14 @@ impl Hierarchies {
         Some(self.v2.as_ref()?.join(relative(cgroup).ok()?))
     }
 
+    /// The group's folder in one hierarchy where groups below it cost nothing:
+    /// version 2, or a controller of version 1 that only tracks processes.
+    pub(crate) fn tracking_folder(&self, cgroup: &str) -> Option<PathBuf> {
+        let folder = self.unified_folder(cgroup).filter(|folder| folder.is_dir());
+        let of = |name: &&str| self.controller_folder(name, cgroup).filter(|f| f.is_dir());
+        folder.or_else(|| ["freezer", "pids", "cpuacct"].iter().find_map(of))
+    }
+
     /// Which limits can be set.
     #[must_use]
     pub fn support(&self) -> CgroupSupport {
@@ -299,6 +307,39 @@ impl Hierarchies {
         let inactive = stat.lines().find_map(|line| line.strip_prefix(inactive)?.trim().parse().ok());
         Some(used.saturating_sub(inactive.unwrap_or(0)))
     }
+}
+
+/// Sends SIGKILL to every process of the group in `folder` and of those below it.
+pub(crate) fn kill_below(folder: &Path) {
+    // One write, without a race; version 1 and kernels before 5.14 lack the file.
+    if fs::OpenOptions::new()
+        .write(true)
+        .open(folder.join("cgroup.kill"))
+        .and_then(|mut file| io::Write::write_all(&mut file, b"1"))
+        .is_ok()
+    {
+        return;
+    }
+    for _ in 0..KILL_PASSES_MAX {
+        let mut n_sent = 0;
+        for pid in processes_below(folder) {
+            let Some(pid) = rustix::process::Pid::from_raw(pid) else { continue };
+            if rustix::process::kill_process(pid, rustix::process::Signal::KILL).is_ok() {
+                n_sent += 1;
+            }
+        }
+        if n_sent == 0 {
+            return;
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// The processes of the group in `folder` and of those below it.
+pub(crate) fn processes_below(folder: &Path) -> Vec<i32> {
+    let mut pids = Vec::new();
+    collect_processes(folder, &mut pids);
+    pids
 }
 
 /// A group's path below a hierarchy's root.

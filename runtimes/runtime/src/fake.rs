@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
+use crate::exec::{ExecControl, ExecHandle, ExecReader, ExecRequest, ExecWriter, WindowSize};
 use crate::process::now_ms;
 use crate::{
     BoxFuture, ContainerSpec, Exit, LaunchError, Observed, Pid, Running, Runtime, RuntimeError,
@@ -25,6 +26,31 @@ pub enum OnSignal {
     Ignore,
 }
 
+/// What a command in a fake container does.
+#[derive(Clone, Debug, Default)]
+pub struct FakeExec {
+    /// What it writes to standard output.
+    pub stdout: Vec<u8>,
+    /// What it writes to standard error.
+    pub stderr: Vec<u8>,
+    /// Its exit code; `None` if it never ends by itself.
+    pub code: Option<i32>,
+    /// Give back on standard output what comes on standard input, and end with it.
+    pub echo: bool,
+    /// Why it cannot be started.
+    pub error: Option<LaunchError>,
+}
+
+impl FakeExec {
+    /// Ends at once with this code.
+    #[must_use]
+    pub fn exit(code: i32) -> Self {
+        Self { code: Some(code), ..Self::default() }
+    }
+}
+
+type OnExec = Arc<dyn Fn(&ExecRequest) -> FakeExec + Send + Sync>;
+
 /// A runtime whose containers do what the test says.
 #[derive(Clone, Debug, Default)]
 pub struct FakeRuntime {
@@ -39,8 +65,17 @@ struct State {
     failures: BTreeMap<String, VecDeque<LaunchError>>,
     /// By name of the container.
     on_signal: BTreeMap<String, OnSignal>,
+    on_exec: Option<ExecAnswer>,
     calls: Vec<String>,
     last_pid: i32,
+}
+
+struct ExecAnswer(OnExec);
+
+impl std::fmt::Debug for ExecAnswer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ExecAnswer")
+    }
 }
 
 impl FakeRuntime {
@@ -66,6 +101,11 @@ impl FakeRuntime {
     /// What containers with this name do with signals.
     pub fn on_signal(&self, container: &str, answer: OnSignal) {
         self.state().on_signal.insert(container.to_owned(), answer);
+    }
+
+    /// What commands do in containers; without it they end at once with 0.
+    pub fn on_exec(&self, answer: impl Fn(&ExecRequest) -> FakeExec + Send + Sync + 'static) {
+        self.state().on_exec = Some(ExecAnswer(Arc::new(answer)));
     }
 
     /// Ends a container as if its process had exited with `code`.
@@ -113,6 +153,49 @@ fn end(observed: &mut Observed, code: i32, signal: Option<i32>) {
         finished_ms: now_ms(),
         error: None,
     });
+}
+
+/// A command without a process.
+fn fake_command(what: FakeExec, request: &ExecRequest) -> ExecHandle {
+    let (exit, exited) = watch::channel(what.code.filter(|_| !what.echo));
+    let exit = Arc::new(exit);
+    let boxed = |bytes: Vec<u8>| -> ExecReader { Box::new(std::io::Cursor::new(bytes)) };
+    let (stdin, stdout): (Option<ExecWriter>, ExecReader) = if what.echo {
+        let (near, far) = tokio::io::duplex(64 << 10);
+        let (mut input, mut output) = tokio::io::split(far);
+        let code = what.code.unwrap_or(0);
+        let ended = Arc::clone(&exit);
+        tokio::spawn(async move {
+            let _ = tokio::io::copy(&mut input, &mut output).await;
+            let _ = tokio::io::AsyncWriteExt::shutdown(&mut output).await;
+            ended.send_replace(Some(code));
+        });
+        let (output, input) = tokio::io::split(near);
+        (request.stdin.then(|| Box::new(input) as ExecWriter), Box::new(output))
+    } else {
+        let input = request.stdin.then(|| Box::new(tokio::io::sink()) as ExecWriter);
+        (input, boxed(what.stdout))
+    };
+    let stderr = (!request.tty).then(|| boxed(what.stderr));
+    ExecHandle::new((stdin, Some(stdout), stderr), exited, Box::new(FakeControl { exit }))
+}
+
+struct FakeControl {
+    exit: Arc<watch::Sender<Option<i32>>>,
+}
+
+impl ExecControl for FakeControl {
+    fn resize(&self, _: WindowSize) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn kill(&self) {
+        self.exit.send_if_modified(|code| {
+            let lives = code.is_none();
+            code.get_or_insert(137);
+            lives
+        });
+    }
 }
 
 impl Runtime for FakeRuntime {
@@ -175,6 +258,28 @@ impl Runtime for FakeRuntime {
         drop(state);
         self.changed();
         Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn exec(
+        &self,
+        id: &str,
+        request: ExecRequest,
+    ) -> BoxFuture<'_, Result<ExecHandle, RuntimeError>> {
+        let mut state = self.state();
+        state.calls.push(format!("exec {id} {}", request.args.join(" ")));
+        let is_running = matches!(state.containers.get(id), Some((_, Observed::Running(_))));
+        let answer = state.on_exec.as_ref().map(|answer| Arc::clone(&answer.0));
+        drop(state);
+        let result = if is_running {
+            let what = answer.map_or_else(|| FakeExec::exit(0), |answer| answer(&request));
+            match what.error {
+                Some(error) => Err(error.into()),
+                None => Ok(fake_command(what, &request)),
+            }
+        } else {
+            Err(RuntimeError::NotRunning(id.to_owned()))
+        };
+        Box::pin(std::future::ready(result))
     }
 
     fn list(&self) -> Vec<String> {

@@ -17,6 +17,7 @@
 
 pub mod cgroup;
 pub mod dir;
+pub mod exec;
 pub mod fake;
 mod log;
 mod partial;
@@ -26,6 +27,9 @@ mod spec;
 mod state;
 mod supervise;
 
+pub use exec::{
+    ExecHandle, ExecOutput, ExecRequest, ExecStdio, WindowSize, exec_main, exec_output,
+};
 pub use process::now_ms;
 pub use shim::{Launcher, shim_main};
 pub use spec::{

@@ -27,6 +27,7 @@ use rustix::process::{PidfdFlags, WaitOptions};
 
 use crate::cgroup::Hierarchies;
 use crate::dir::{ContainerDir, RunningFile};
+use crate::exec::{Admit, Entered, ExecRequest, ExecStdio};
 use crate::log::{FILE_BYTES_MAX, Lines, LogFile, Stream};
 use crate::partial::Partial;
 use crate::process::{self, now_ms};
@@ -63,6 +64,27 @@ pub trait Launcher {
         out: OwnedFd,
         err: OwnedFd,
     ) -> Result<Pid, LaunchError>;
+
+    /// Starts one more command in the container whose first process is `inside`.
+    /// Called in the exec process, which has one thread.
+    ///
+    /// `admit` must have taken the new process before it runs anything of the user's.
+    ///
+    /// # Errors
+    /// Nothing of the command runs.
+    fn exec(
+        &self,
+        spec: &ContainerSpec,
+        dir: &Path,
+        inside: Pid,
+        request: &ExecRequest,
+        stdio: ExecStdio,
+        admit: Admit<'_>,
+    ) -> Result<Entered, LaunchError> {
+        let _ = (dir, inside, request, stdio, admit);
+        let message = format!("container {:?} cannot run a second command", spec.container);
+        Err(LaunchError::new(reason::CREATE_CONTAINER_ERROR, message))
+    }
 
     /// Called once after the container ended, before its exit is known to
     /// others. Must be quick; the folder and scratch go with `Runtime::remove`.

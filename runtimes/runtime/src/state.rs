@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::ContainerSpec;
+use crate::exec::{ExecHandle, ExecRequest};
 
 /// A future on the heap, so that [`Runtime`] can be a trait object.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -113,6 +114,21 @@ pub enum RuntimeError {
         /// Where its own messages are.
         log: PathBuf,
     },
+    /// A command cannot run in a container that does not.
+    #[error("container {0} is not running")]
+    NotRunning(String),
+    /// The container is a WebAssembly module.
+    #[error(
+        "container \"{container}\" is a WebAssembly module: it has no shell and no second program, \
+         so no command can be run in it; use logs, attach or port-forward"
+    )]
+    ExecUnsupported {
+        /// The container's name in its pod.
+        container: String,
+    },
+    /// The exec process was killed, and with it the command and its exit code.
+    #[error("the command's exit code is not known: the process that ran it was killed")]
+    ExecLost,
     /// A system call on the container's folder, processes or cgroup failed.
     #[error("cannot {operation} of container {id}")]
     Io {
@@ -145,6 +161,17 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Kills what is left of a container and removes its folder, cgroup and scratch.
     fn remove(&self, id: &str) -> BoxFuture<'_, Result<(), RuntimeError>>;
+
+    /// Runs one more command in a container that runs, with what the container
+    /// has: namespaces, limits, user, capabilities, seccomp filter, variables.
+    /// See [`crate::exec_output`] for a command that is only waited for.
+    ///
+    /// The command ends with its handle, and with its container.
+    fn exec(
+        &self,
+        id: &str,
+        request: ExecRequest,
+    ) -> BoxFuture<'_, Result<ExecHandle, RuntimeError>>;
 
     /// Every container there is anything of.
     fn list(&self) -> Vec<String>;

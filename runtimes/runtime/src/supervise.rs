@@ -35,6 +35,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::cgroup::Hierarchies;
 use crate::dir::{ContainerDir, EndedFile, GONE, UNSEEN, is_valid_id};
+use crate::exec::{self, ExecHandle, ExecRequest};
 use crate::process;
 use crate::{
     BoxFuture, ContainerSpec, LaunchError, Observed, Pid, Running, Runtime, RuntimeError, Workload,
@@ -67,12 +68,19 @@ pub struct ShimCommand {
     pub program: PathBuf,
     /// What comes before the container's folder.
     pub args: Vec<OsString>,
+    /// The same for the process of one command, see [`crate::exec`].
+    pub exec_args: Vec<OsString>,
 }
 
 impl Default for ShimCommand {
-    /// This program, as it runs now (also after its file was replaced), with `shim DIR`.
+    /// This program, as it runs now (also after its file was replaced), with
+    /// `shim DIR` and `exec DIR`.
     fn default() -> Self {
-        Self { program: "/proc/self/exe".into(), args: vec!["shim".into()] }
+        Self {
+            program: "/proc/self/exe".into(),
+            args: vec!["shim".into()],
+            exec_args: vec!["exec".into()],
+        }
     }
 }
 
@@ -150,6 +158,20 @@ impl Runtime for ShimRuntime {
     fn remove(&self, id: &str) -> BoxFuture<'_, Result<(), RuntimeError>> {
         let id = id.to_owned();
         Box::pin(async move { self.inner.remove(&id).await })
+    }
+
+    fn exec(
+        &self,
+        id: &str,
+        request: ExecRequest,
+    ) -> BoxFuture<'_, Result<ExecHandle, RuntimeError>> {
+        let id = id.to_owned();
+        Box::pin(async move {
+            if !is_valid_id(&id) {
+                return Err(RuntimeError::BadId(id));
+            }
+            exec::exec(&self.inner.command, self.inner.dir(&id), id, request).await
+        })
     }
 
     fn list(&self) -> Vec<String> {

@@ -75,7 +75,7 @@ struct Machine {
 impl Machine {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let shim = ShimCommand { program: "/proc/self/exe".into(), args: vec!["shim".into()] };
+        let shim = ShimCommand::default();
         let runtime = ShimRuntime::open(folder.path(), shim).unwrap();
         Self { folder, runtime }
     }

@@ -150,7 +150,7 @@ impl<'a> Node<'a> {
     }
 
     fn runtime(&self) -> ShimRuntime {
-        let command = ShimCommand { program: "/proc/self/exe".into(), args: vec!["shim".into()] };
+        let command = ShimCommand::default();
         ShimRuntime::open(&self.path("run"), command).unwrap()
     }
 

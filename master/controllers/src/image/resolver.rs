@@ -33,7 +33,7 @@ impl ResolvedImage {
             image: image.to_owned(),
             digest: self.digest.clone(),
             runtime: self.runtime,
-            platforms: self.platforms.iter().take(super::records::PLATFORMS_MAX).cloned().collect(),
+            platforms: self.platforms.iter().take(api::images::PLATFORMS_MAX).cloned().collect(),
         }
     }
 }

@@ -6,54 +6,13 @@ use api::selector::{LabelSelector, Requirement};
 use api::time::Timestamp;
 use api::view::{self, PodSpec, PodView, condition};
 use api::{ObjectKey, Value};
-use scheduler::{Demand, Effect, Resources, Toleration, TolerationOperator};
+use scheduler::{Demand, Effect, Platform, Resources, Toleration, TolerationOperator};
 
 use super::{Meta, Projection, Term, intern, intern_demand, time};
-use crate::image::{ImageRecords, Record};
-
-/// The `runtimeClassName` of OCI containers.
-pub const RUNTIME_CLASS_OCI: &str = "oci";
-/// The `runtimeClassName` of WASM modules.
-pub const RUNTIME_CLASS_WASM: &str = "wasm";
+use crate::image::ImageRecords;
+pub use api::images::{RUNTIME_CLASS_OCI, RUNTIME_CLASS_WASM, Runtime};
 
 const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
-
-/// Which backend runs a container.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Runtime {
-    /// An OCI image.
-    Oci,
-    /// A WASM module.
-    Wasm,
-}
-
-impl Runtime {
-    /// As `runtimeClassName` and the records of images spell it.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Oci => RUNTIME_CLASS_OCI,
-            Self::Wasm => RUNTIME_CLASS_WASM,
-        }
-    }
-
-    /// The inverse of [`Runtime::as_str`].
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        match text {
-            RUNTIME_CLASS_OCI => Some(Self::Oci),
-            RUNTIME_CLASS_WASM => Some(Self::Wasm),
-            _ => None,
-        }
-    }
-
-    /// What runs a container: what `runtimeClassName` says, else what its image
-    /// is, else OCI.
-    #[must_use]
-    pub fn of(class: Option<&str>, record: Option<&Record>) -> Self {
-        class.and_then(Self::parse).or_else(|| Some(record?.runtime)).unwrap_or(Self::Oci)
-    }
-}
 
 /// Where a pod is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -184,7 +143,9 @@ fn demand(spec: &PodSpec, object: &Value, records: &ImageRecords) -> Demand {
             Runtime::Wasm => demand.wasm = true,
             Runtime::Oci => {
                 demand.oci = true;
-                let platforms = record.map(Record::parsed_platforms).unwrap_or_default();
+                let platforms: Vec<Platform> = record.map_or_else(Vec::new, |record| {
+                    record.platforms.iter().filter_map(|text| text.parse().ok()).collect()
+                });
                 if !platforms.is_empty() && !demand.platforms.contains(&platforms) {
                     demand.platforms.push(platforms);
                 }

@@ -9,13 +9,9 @@ use jiff::Timestamp;
 use serde_json::{Map, json};
 use wire::status::{ContainerStatusV1, PhaseV1, PodStatusV1, StateV1, TerminatedV1};
 
-/// The pod's status after `report`; `now` is the master's time.
-pub(crate) fn pod_status(
-    pod: &Value,
-    report: &PodStatusV1,
-    host_ip: &str,
-    now: Timestamp,
-) -> Value {
+/// The pod's status after `report`; `now` is the caller's time.
+#[must_use]
+pub fn pod_status(pod: &Value, report: &PodStatusV1, host_ip: &str, now: Timestamp) -> Value {
     let old = &pod["status"];
     let mut status = old.as_object().cloned().unwrap_or_default();
     if matches!(old["phase"].as_str(), Some("Succeeded" | "Failed")) {

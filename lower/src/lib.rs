@@ -1,7 +1,8 @@
-//! From Kubernetes' objects to what a node is sent: the only place that knows
-//! both [`api`] and [`wire`].
+//! From Kubernetes' objects to what a node is sent, and from what it reports to
+//! the Pod's status: the only place that knows both [`api`] and [`wire`].
 //!
-//! Pure. An item's generation is made from the item's own bytes, so it depends
+//! The master lowers what its store holds; a node lowers the manifests of its
+//! own folder. Pure. An item's generation is made from the item's own bytes, so it depends
 //! on stored objects alone: a restarted master lowers the same set again, and
 //! a write that means nothing to the node (a status, a label of the owner)
 //! changes nothing. Validation has been through every object already; what it
@@ -9,13 +10,14 @@
 
 mod container;
 mod health;
+mod status;
 mod volume;
 
 use std::collections::BTreeSet;
 
 use api::Value;
+use api::images::ImageRecords;
 use api::view::{self, ConfigMapView, PodSpec, PodView, SecretView};
-use controllers::image::ImageRecords;
 use wire::Uid;
 use wire::pod::{
     ContainerV1, DnsPolicyV1, DnsV1, DownwardItemV1, EnvValueV1, HostAliasV1, KeysV1, NamespacesV1,
@@ -24,12 +26,14 @@ use wire::pod::{
 use wire::set::{BodyV1, ItemV1, NodeConfigV1};
 use wire::status::PhaseV1;
 
+pub use status::pod_status;
+
 /// Seconds a pod gets to stop where it does not say.
 const DEFAULT_GRACE_S: u32 = 30;
 
 /// Why an object cannot be sent to a node.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum LowerError {
+pub enum LowerError {
     /// The object does not read as what it is.
     #[error("it does not read: {0}")]
     Unreadable(String),
@@ -75,14 +79,18 @@ pub(crate) enum LowerError {
 
 /// A pod as a node is sent it, and what it needs beside it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct LoweredPod {
-    pub(crate) item: ItemV1,
+pub struct LoweredPod {
+    /// The pod's item.
+    pub item: ItemV1,
     /// ConfigMaps and Secrets of the pod's namespace that it names.
-    pub(crate) sources: BTreeSet<SourceV1>,
+    pub sources: BTreeSet<SourceV1>,
 }
 
 /// Lowers a Pod.
-pub(crate) fn pod(object: &Value) -> Result<LoweredPod, LowerError> {
+///
+/// # Errors
+/// What validation lets pass and a node cannot express.
+pub fn pod(object: &Value) -> Result<LoweredPod, LowerError> {
     let read: PodView =
         view::read(object).map_err(|err| LowerError::Unreadable(err.to_string()))?;
     let records = ImageRecords::of(object);
@@ -153,7 +161,10 @@ pub(crate) fn pod(object: &Value) -> Result<LoweredPod, LowerError> {
 }
 
 /// Lowers a ConfigMap or Secret.
-pub(crate) fn keys(object: &Value, source: SourceV1) -> Result<ItemV1, LowerError> {
+///
+/// # Errors
+/// The object does not read as one.
+pub fn keys(object: &Value, source: SourceV1) -> Result<ItemV1, LowerError> {
     let unreadable = |err: serde_json::Error| LowerError::Unreadable(err.to_string());
     let (metadata, files) = match &source {
         SourceV1::ConfigMap(_) => {
@@ -177,20 +188,26 @@ pub(crate) fn keys(object: &Value, source: SourceV1) -> Result<ItemV1, LowerErro
 }
 
 /// The item that configures a node itself; `node` is the Node's uid.
-pub(crate) fn node_config(node: &str, config: NodeConfigV1) -> Result<ItemV1, LowerError> {
+///
+/// # Errors
+/// The uid is not one.
+pub fn node_config(node: &str, config: NodeConfigV1) -> Result<ItemV1, LowerError> {
     Ok(item(uid(node)?, BodyV1::Node(config)))
 }
 
 /// An item whose generation names its bytes.
 fn item(uid: Uid, body: BodyV1) -> ItemV1 {
     let bytes = postcard::to_stdvec(&body).expect("a body is plain data");
-    let digest = dispatch::sha256(&bytes);
-    let generation = u64::from_le_bytes(digest[..8].try_into().expect("8 of 32 bytes"));
+    let digest = ring::digest::digest(&ring::digest::SHA256, &bytes);
+    let generation = u64::from_le_bytes(digest.as_ref()[..8].try_into().expect("8 of 32 bytes"));
     ItemV1 { uid, generation, body }
 }
 
 /// The 16 bytes of a UUID.
-pub(crate) fn uid(text: &str) -> Result<Uid, LowerError> {
+///
+/// # Errors
+/// It is not one.
+pub fn uid(text: &str) -> Result<Uid, LowerError> {
     let uuid = uuid::Uuid::parse_str(text).map_err(|_| LowerError::Uid(text.to_owned()))?;
     Ok(*uuid.as_bytes())
 }

@@ -2,12 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use api::images::{ImageRecords, Runtime};
 use api::view::{
     self, Container, EnvFrom, EnvVar, FieldRef, PodSecurityContext, PodSpec, ResourceFieldRef,
     VolumeMount,
 };
-use controllers::image::ImageRecords;
-use controllers::projection::Runtime;
 use wire::pod::{
     ContainerV1, EnvFromV1, EnvV1, EnvValueV1, MountV1, PortV1, PropagationV1, ProtocolV1,
     PullPolicyV1, ResourcesV1, RuntimeV1, SeccompV1, SecurityV1, SourceV1, StdioV1,

@@ -1,4 +1,4 @@
-//! What is recorded on a Pod about its images.
+//! What is recorded on a Pod about its images, and what runs them.
 //!
 //! One annotation, `pinnace.io/images`, a JSON object from the container's name
 //! to a [`Record`]. One annotation and not one a container, because the name of
@@ -8,19 +8,22 @@
 
 use std::collections::BTreeMap;
 
-use api::view::Container;
-use api::{Value, meta};
-use scheduler::Platform;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::projection::Runtime;
+use crate::meta;
+use crate::view::Container;
+
+/// The `runtimeClassName` of OCI containers.
+pub const RUNTIME_CLASS_OCI: &str = "oci";
+/// The `runtimeClassName` of WASM modules.
+pub const RUNTIME_CLASS_WASM: &str = "wasm";
 
 /// The annotation.
 pub const IMAGES_ANNOTATION: &str = "pinnace.io/images";
 /// Longest annotation that is read, in bytes.
 const TEXT_MAX: usize = 128 * 1024;
 /// Most platforms of an image that are kept.
-pub(super) const PLATFORMS_MAX: usize = 32;
+pub const PLATFORMS_MAX: usize = 32;
 
 /// What one image is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,11 +38,40 @@ pub struct Record {
     pub platforms: Vec<String>,
 }
 
-impl Record {
-    /// The platforms that can be read.
+/// Which backend runs a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Runtime {
+    /// An OCI image.
+    Oci,
+    /// A WASM module.
+    Wasm,
+}
+
+impl Runtime {
+    /// As `runtimeClassName` and the records of images spell it.
     #[must_use]
-    pub fn parsed_platforms(&self) -> Vec<Platform> {
-        self.platforms.iter().filter_map(|text| text.parse().ok()).collect()
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Oci => RUNTIME_CLASS_OCI,
+            Self::Wasm => RUNTIME_CLASS_WASM,
+        }
+    }
+
+    /// The inverse of [`Runtime::as_str`].
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            RUNTIME_CLASS_OCI => Some(Self::Oci),
+            RUNTIME_CLASS_WASM => Some(Self::Wasm),
+            _ => None,
+        }
+    }
+
+    /// What runs a container: what `runtimeClassName` says, else what its image
+    /// is, else OCI.
+    #[must_use]
+    pub fn of(class: Option<&str>, record: Option<&Record>) -> Self {
+        class.and_then(Self::parse).or_else(|| Some(record?.runtime)).unwrap_or(Self::Oci)
     }
 }
 

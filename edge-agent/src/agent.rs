@@ -180,8 +180,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
         events: node_events,
         conditions: hold_conditions,
     };
-    let watching =
-        pressure::run(folders.clone(), settings.pressure, Clock::System, outlets);
+    let watching = pressure::run(folders.clone(), settings.pressure, Clock::System, outlets);
     let streams = Streams { logs: folders.state.join("logs"), board, dial: Arc::clone(&dialer) };
     tasks.spawn(driver);
     tasks.spawn(pass_on(news, link.clone()));

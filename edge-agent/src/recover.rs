@@ -31,8 +31,8 @@ use crate::id;
 use crate::network::Network;
 use crate::pods::owner::Found;
 use crate::pods::worker::Kept;
-use crate::seal::Seal;
 use crate::pods::{Container, Desired, KeySet, Leftover, PodState, Run, fresh_state};
+use crate::seal::Seal;
 use crate::{sandbox, set, volumes};
 
 /// Empties the run folder if it is of another boot of the machine: what it names

@@ -202,8 +202,7 @@ fn what_a_board_had_comes_back_without_its_master_and_one_message_levels_both() 
     });
     until("its volumes and variables are there", || {
         let log = log_on_disk(&world, &keeper);
-        let found: Vec<&str> =
-            log.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).collect();
+        let found: Vec<&str> = log.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).collect();
         let wanted = ["blue-1", "open-sesame-4711", "open-sesame-4711", "x"];
         check(found == wanted, || log.clone())
     });
@@ -224,7 +223,11 @@ fn what_a_board_had_comes_back_without_its_master_and_one_message_levels_both() 
         assert_eq!((uid(&now), restarts(&now)), (uid(pod), 1), "{now}");
     }
     assert_eq!(world.find_pod("over").unwrap()["status"]["phase"], over["status"]["phase"]);
-    assert_eq!(world.agents[0].processes_by_container(), before, "the link's return restarts nothing");
+    assert_eq!(
+        world.agents[0].processes_by_container(),
+        before,
+        "the link's return restarts nothing"
+    );
     // "cut" is over, which is the one thing that the master has to send.
     let sets = world.agents[0].log();
     assert!(!sets.contains("damaged"), "{sets}");
@@ -334,7 +337,8 @@ fn a_full_disk_is_a_condition_a_taint_and_the_end_of_the_pod_that_filled_it() {
     let image = world.registry().image("shell:1");
     let mut greedy = pods::pod("greedy", &image, &["/bin/sh", "-c", lines], &[]);
     greedy["spec"]["volumes"] = json!([{"name": "data", "emptyDir": {}}]);
-    greedy["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "data", "mountPath": "/data"}]);
+    greedy["spec"]["containers"][0]["volumeMounts"] =
+        json!([{"name": "data", "mountPath": "/data"}]);
     world.create_pod(&greedy);
     let pod = world.pod_becomes("greedy", "is evicted", is_evicted);
     assert_eq!(pod["status"]["phase"], "Failed");
@@ -363,7 +367,8 @@ fn too_little_memory_keeps_best_effort_pods_away_and_ends_the_hungriest() {
     world.pod_becomes_ready("eater");
     // Whatever is left is too little now.
     world.agents[0].kill();
-    let flags = ["--eviction-hard=memory.available<100%", "--eviction-pressure-transition-period=1"];
+    let flags =
+        ["--eviction-hard=memory.available<100%", "--eviction-pressure-transition-period=1"];
     world.agents[0].flags = flags.map(ToOwned::to_owned).into();
     world.start_agent(0);
     let pod = world.pod_becomes("eater", "is evicted", is_evicted);
@@ -399,7 +404,8 @@ fn a_pod_that_writes_more_than_it_may_is_evicted() {
     world.registry().push_busybox("shell:1", &[]);
     let image = world.registry().image("shell:1");
     let writes = |name: &str, to: &str| {
-        let lines = format!("dd if=/dev/zero of={to}/big bs=1M count=4; while true; do sleep 1; done");
+        let lines =
+            format!("dd if=/dev/zero of={to}/big bs=1M count=4; while true; do sleep 1; done");
         let mut pod = pods::pod(name, &image, &["/bin/sh", "-c", &lines], &[]);
         pod["spec"]["volumes"] = json!([{"name": "data", "emptyDir": {"sizeLimit": "1Mi"}}]);
         let container = &mut pod["spec"]["containers"][0];

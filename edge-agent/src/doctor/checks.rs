@@ -336,7 +336,10 @@ fn run_folder(facts: &Facts) -> Option<Problem> {
              is written to the disk",
             facts.run_dir
         ),
-        format!("sudo mount -t tmpfs -o mode=711 tmpfs {0}, or --run-dir below /run", facts.run_dir),
+        format!(
+            "sudo mount -t tmpfs -o mode=711 tmpfs {0}, or --run-dir below /run",
+            facts.run_dir
+        ),
     )
 }
 

@@ -111,13 +111,11 @@ impl Facts {
         let has_bpf = Path::new("/proc/sys/kernel/unprivileged_bpf_disabled").exists();
         Self {
             is_root: rustix::process::geteuid().is_root(),
-            cgroups: Hierarchies::detect()
-                .map_err(|error| error.to_string())
-                .and_then(|found| {
-                    let support = found.support();
-                    let is_mounted = support != CgroupSupport::default();
-                    is_mounted.then_some(support).ok_or_else(|| "none is mounted".to_owned())
-                }),
+            cgroups: Hierarchies::detect().map_err(|error| error.to_string()).and_then(|found| {
+                let support = found.support();
+                let is_mounted = support != CgroupSupport::default();
+                is_mounted.then_some(support).ok_or_else(|| "none is mounted".to_owned())
+            }),
             cmdline_file: cmdline_file.map(|path| (*path).to_owned()),
             cmdline_text: cmdline_file.map(|path| text(path)).unwrap_or_default(),
             has_overlay: has_overlay(&release),
@@ -217,7 +215,9 @@ fn certificate_facts(identity: &Identity) -> Result<CertificateFacts, String> {
         .public_key()
         .map(|key| key.to_vec());
     let fits_key = match X509Certificate::from_der(&identity.certificate) {
-        Ok((_, certificate)) => of_key.as_deref() == Some(certificate.tbs_certificate.subject_pki.raw),
+        Ok((_, certificate)) => {
+            of_key.as_deref() == Some(certificate.tbs_certificate.subject_pki.raw)
+        }
         Err(_) => false,
     };
     Ok(CertificateFacts { not_before_s, not_after_s, fits_key })

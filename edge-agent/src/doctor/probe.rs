@@ -80,8 +80,8 @@ async fn dial(identity: &Identity, endpoint: &str) -> Result<(), (Stage, String)
         .map_err(late)
         .and_then(|opened| opened.map_err(|error| error.to_string()))
         .map_err(|why| (Stage::Tcp, why))?;
-    let config = node_config(identity, wire::ALPN_STREAM)
-        .map_err(|error| (Stage::Tls, chain(&error)))?;
+    let config =
+        node_config(identity, wire::ALPN_STREAM).map_err(|error| (Stage::Tls, chain(&error)))?;
     let name = ServerName::try_from(MASTER_SERVER_NAME).expect("a DNS name");
     let connector = tokio_rustls::TlsConnector::from(config);
     let mut stream = timeout(STEP_TIMEOUT, connector.connect(name, stream))

@@ -84,10 +84,13 @@ fn check(break_it: impl Fn(&mut Facts), expected: Expect) {
 #[test]
 fn the_memory_controller_of_raspberry_pi_os() {
     let off = |facts: &mut Facts| facts.cgroups.as_mut().unwrap().memory = false;
-    check(off, expect![[r#"
+    check(
+        off,
+        expect![[r#"
         WARNING  MemoryLimits: the memory cgroup controller is off: memory limits do not hold, and one pod can take the whole board down
                  fix: sudo sed -i '1 s/$/ cgroup_enable=memory/' /boot/firmware/cmdline.txt && sudo reboot
-        exit code 1"#]]);
+        exit code 1"#]],
+    );
     check(
         |facts| {
             off(facts);
@@ -153,10 +156,7 @@ fn every_fault_alone_is_one_finding() {
         (Box::new(|f| f.limits.open_files = Some(256)), "Warning FileLimit"),
         (Box::new(|f| f.identity = Err("join first".into())), "Error Joined"),
         (Box::new(|f| f.identity.as_mut().unwrap().fits_key = false), "Error Certificate"),
-        (
-            Box::new(|f| f.identity.as_mut().unwrap().not_after_s = NOW_S - 1),
-            "Error Certificate",
-        ),
+        (Box::new(|f| f.identity.as_mut().unwrap().not_after_s = NOW_S - 1), "Error Certificate"),
         (
             Box::new(|f| f.identity.as_mut().unwrap().not_after_s = NOW_S + 86_400),
             "Warning Certificate",

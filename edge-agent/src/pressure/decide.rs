@@ -169,8 +169,7 @@ impl PodUse {
 #[must_use]
 pub fn choose(short: &Short, pods: &[PodUse]) -> Option<(Uid, Eviction)> {
     // Nobody asks for process ids or inodes.
-    let counts_requests =
-        !matches!(short.signal.resource(), "pids" | "inodes");
+    let counts_requests = !matches!(short.signal.resource(), "pids" | "inodes");
     let excess = |pod: &PodUse| {
         if counts_requests { pod.used.saturating_sub(pod.requested()) } else { pod.used }
     };
@@ -233,7 +232,10 @@ pub fn over_limit(pod: &LocalUse) -> Option<Eviction> {
         let limit = bytes(limit);
         format!("Pod ephemeral local storage usage exceeds the total limit of containers {limit}. ")
     } else if let Some((name, _, limit)) = container {
-        format!("Container {name} exceeded its local ephemeral storage limit \"{}\". ", bytes(*limit))
+        format!(
+            "Container {name} exceeded its local ephemeral storage limit \"{}\". ",
+            bytes(*limit)
+        )
     } else {
         return None;
     };
@@ -291,7 +293,10 @@ mod tests {
         assert_eq!(held(&verdict), ["MemoryPressure", "DiskPressure"]);
         assert_eq!(verdict.short.unwrap().signal, Signal::MemoryAvailable);
         // Unknown is not short.
-        assert_eq!(judge(&config, &mut Memory::default(), &Levels::new(), at(0)), Verdict::default());
+        assert_eq!(
+            judge(&config, &mut Memory::default(), &Levels::new(), at(0)),
+            Verdict::default()
+        );
     }
 
     #[test]
@@ -343,11 +348,8 @@ mod tests {
 
     #[test]
     fn the_message_is_the_kubelets() {
-        let short = Short {
-            signal: Signal::MemoryAvailable,
-            available: 50 * MIB,
-            least: 100 * MIB,
-        };
+        let short =
+            Short { signal: Signal::MemoryAvailable, available: 50 * MIB, least: 100 * MIB };
         let (_, eviction) = choose(&short, &[pod(1, 0, 300 * MIB, 0)]).unwrap();
         assert_eq!(
             (eviction.reason.as_str(), eviction.message.as_str()),
@@ -364,7 +366,10 @@ mod tests {
     fn limits_on_local_storage_are_the_volumes_the_containers_and_their_sum() {
         let check = |volumes: &[(u64, u64)], containers: &[(u64, u64)]| -> Option<String> {
             let name = |all: &[(u64, u64)]| {
-                all.iter().enumerate().map(|(n, (used, limit))| (n.to_string(), *used, *limit)).collect()
+                all.iter()
+                    .enumerate()
+                    .map(|(n, (used, limit))| (n.to_string(), *used, *limit))
+                    .collect()
             };
             let use_ =
                 LocalUse { uid: [1; 16], volumes: name(volumes), containers: name(containers) };

@@ -114,9 +114,10 @@ impl Candidate {
                         let n = cgroup.map_or(0, |group| hierarchies.processes(&group).len());
                         (u64::try_from(n).unwrap_or(u64::MAX), 0)
                     }
-                    Signal::NodefsAvailable | Signal::ImagefsAvailable => {
-                        (self.container_disk(folders, &container.name).bytes, container.resources.disk_request_bytes)
-                    }
+                    Signal::NodefsAvailable | Signal::ImagefsAvailable => (
+                        self.container_disk(folders, &container.name).bytes,
+                        container.resources.disk_request_bytes,
+                    ),
                     Signal::NodefsInodesFree | Signal::ImagefsInodesFree => {
                         (self.container_disk(folders, &container.name).entries, 0)
                     }
@@ -127,9 +128,7 @@ impl Candidate {
         let of_containers: u64 = containers.iter().map(|container| container.used).sum();
         let used = match signal {
             // Volumes in memory are the pod's, and in no container's group for sure.
-            Signal::MemoryAvailable => {
-                of_containers.max(memory_used(hierarchies, &cgroup))
-            }
+            Signal::MemoryAvailable => of_containers.max(memory_used(hierarchies, &cgroup)),
             Signal::PidAvailable => of_containers,
             Signal::NodefsAvailable | Signal::ImagefsAvailable => {
                 of_containers + self.volumes_disk(folders).bytes
@@ -264,7 +263,10 @@ mod tests {
         let levels = levels(&folders);
         for signal in [Signal::MemoryAvailable, Signal::NodefsAvailable, Signal::PidAvailable] {
             let level = levels[&signal];
-            assert!(level.available > 0 && level.available <= level.capacity, "{signal:?} {level:?}");
+            assert!(
+                level.available > 0 && level.available <= level.capacity,
+                "{signal:?} {level:?}"
+            );
         }
     }
 

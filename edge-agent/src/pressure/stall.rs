@@ -20,7 +20,8 @@ impl Stalls {
     /// `None` where the kernel has no PSI, or it is off (`psi=0`).
     pub(super) fn open() -> Option<Self> {
         let open = || -> io::Result<Self> {
-            let mut file = OpenOptions::new().read(true).write(true).open("/proc/pressure/memory")?;
+            let mut file =
+                OpenOptions::new().read(true).write(true).open("/proc/pressure/memory")?;
             file.write_all(TRIGGER)?;
             // SAFETY: a File is one descriptor for as long as it lives, and nothing
             // here replaces or closes it while the reactor has it.

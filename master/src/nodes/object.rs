@@ -207,7 +207,10 @@ mod tests {
             let all = node["status"]["conditions"].as_array().unwrap();
             let found: Vec<_> = all.iter().filter(|c| c["type"] == "MemoryPressure").collect();
             assert_eq!(found.len(), 1);
-            assert_eq!((&found[0]["status"], &found[0]["reason"]), (&json!(status_of), &json!(reason)));
+            assert_eq!(
+                (&found[0]["status"], &found[0]["reason"]),
+                (&json!(status_of), &json!(reason))
+            );
         }
     }
 

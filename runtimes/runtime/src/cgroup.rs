@@ -304,7 +304,8 @@ impl Hierarchies {
         };
         let used: u64 = fs::read_to_string(folder.join(usage)).ok()?.trim().parse().ok()?;
         let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
-        let inactive = stat.lines().find_map(|line| line.strip_prefix(inactive)?.trim().parse().ok());
+        let inactive =
+            stat.lines().find_map(|line| line.strip_prefix(inactive)?.trim().parse().ok());
         Some(used.saturating_sub(inactive.unwrap_or(0)))
     }
 }

@@ -297,7 +297,8 @@ fn processes_of(machine: &Machine, id: &str) -> Vec<i32> {
         let Some(pid) = name.parse::<i32>().ok().filter(|pid| *pid != own) else { continue };
         let open = fs::read_dir(entry.path().join("fd")).into_iter().flatten().flatten();
         let targets = open.filter_map(|descriptor| fs::read_link(descriptor.path()).ok());
-        if targets.filter_map(|path| path.into_os_string().into_string().ok())
+        if targets
+            .filter_map(|path| path.into_os_string().into_string().ok())
             .any(|path| path.starts_with(&folder))
         {
             found.push(pid);

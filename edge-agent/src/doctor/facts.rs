@@ -147,6 +147,15 @@ impl Facts {
         }
     }
 
+    /// Whether there was anything to look at for a check.
+    pub(super) fn shows(&self, check: &str) -> bool {
+        match check {
+            "Certificate" => self.identity.is_ok(),
+            "Link" => self.link.is_some(),
+            _ => true,
+        }
+    }
+
     /// The same, and dials the master.
     pub async fn with_link(state_dir: &Path, run_dir: &Path) -> Self {
         let mut facts = Self::local(state_dir, run_dir);

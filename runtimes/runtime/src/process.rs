@@ -112,6 +112,7 @@ pub(crate) fn exit_status_of_stranger(pidfd: &OwnedFd) -> Option<i32> {
 ///
 /// Not a record lock: those are lost as soon as the process closes any
 /// descriptor of the file, and the agent looks at locks from many tasks.
+#[allow(clippy::cast_possible_truncation, reason = "small constants; the type differs by target")]
 pub(crate) fn lock_descriptor(file: &fs::File) -> io::Result<bool> {
     // SAFETY: all of `flock` is plain data, for which zero is a value.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
@@ -131,6 +132,7 @@ pub(crate) fn lock_descriptor(file: &fs::File) -> io::Result<bool> {
 
 /// The process that holds a record lock on a file; `None` for nobody, and for a
 /// lock that belongs to a descriptor.
+#[allow(clippy::cast_possible_truncation, reason = "small constants; the type differs by target")]
 pub(crate) fn lock_holder(file: &fs::File) -> io::Result<Option<i32>> {
     // SAFETY: all of `flock` is plain data, for which zero is a value.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };

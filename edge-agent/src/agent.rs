@@ -137,9 +137,11 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     let results = Results::open(&folders.state.join("results"))
         .map_err(io_error("open the folder of results"))?;
     let facts = facts(&identity, &info);
+    let runtime = Arc::new(runtime) as Arc<dyn Runtime>;
+    let commands = Arc::clone(&runtime);
     let hooks = Arc::new(Hooks::new(
         folders.clone(),
-        Arc::new(runtime) as Arc<dyn Runtime>,
+        runtime,
         Arc::new(images),
         Arc::clone(&network) as Arc<_>,
         results,
@@ -161,7 +163,13 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     let (news_sender, news) = mpsc::channel(NEWS_MAX);
     let configure = configure(&network, identity.artifact_key);
     let (owner, board) = Owner::new(Arc::clone(&hooks), Clock::System, set, news_sender, configure);
-    let streams = Streams { logs: folders.state.join("logs"), board, dial: Arc::clone(&dialer) };
+    let streams = Streams {
+        logs: folders.state.join("logs"),
+        folders: folders.clone(),
+        board,
+        runtime: commands,
+        dial: Arc::clone(&dialer),
+    };
     tasks.spawn(driver);
     tasks.spawn(pass_on(news, link.clone()));
     tasks.spawn(until(stop.clone(), streams.run(outputs.commands)));

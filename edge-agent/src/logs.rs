@@ -207,7 +207,7 @@ async fn copy(
 fn is_running(board: &Board, request: &LogsV1, attempt: u32) -> bool {
     let board = board.borrow();
     board.get(&request.uid).is_some_and(|pod| {
-        pod.containers.iter().any(|container| {
+        pod.all_containers().any(|container| {
             container.name == request.container
                 && container.container_id
                     == id::container_id(&request.uid, &request.container, attempt)

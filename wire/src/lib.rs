@@ -25,6 +25,7 @@ pub mod part;
 pub mod pod;
 pub mod set;
 pub mod status;
+pub mod stream;
 pub mod token;
 pub mod topic;
 

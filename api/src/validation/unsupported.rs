@@ -121,7 +121,6 @@ const CONTAINER_WARNED: &[Line] = &[
     ("restartPolicy", When::Set, "the pod's restartPolicy counts"),
     ("restartPolicyRules", When::Set, "the pod's restartPolicy counts"),
     ("resizePolicy", When::Set, "resources change with a new pod only"),
-    ("stdin", When::True, "standard input is empty"),
     ("tty", When::True, "there is no terminal"),
     ("terminationMessagePath", When::NotOneOf(&["/dev/termination-log"]), "the file is not read"),
     ("resources.claims", When::Set, "devices are requested as resources"),
@@ -242,7 +241,7 @@ fn is_source(field: &str) -> bool {
 
 fn pod(path: &Path<'_>, spec: &Fields, found: &mut Found) {
     found.look(path, spec, POD_REFUSED, POD_WARNED);
-    for list in ["containers", "initContainers"] {
+    for list in ["containers", "initContainers", "ephemeralContainers"] {
         let at = path.field(list);
         for (n, fields) in objects(spec, list) {
             container(&at.index(n), fields, found);
@@ -374,7 +373,6 @@ mod tests {
                 warning spec.hostAliases: not honoured by Pinnace yet: /etc/hosts names the pod only
                 warning spec.containers[0].livenessProbe: not honoured by Pinnace yet: the container is restarted only when it ends
                 warning spec.containers[0].lifecycle: not honoured by Pinnace yet: hooks do not run
-                warning spec.containers[0].stdin: not honoured by Pinnace yet: standard input is empty
                 warning spec.containers[0].resources.limits.ephemeral-storage: not honoured by Pinnace yet: disk use is not limited
                 warning spec.containers[0].resources.requests.ephemeral-storage: not honoured by Pinnace yet: disk use is not counted
                 warning spec.containers[0].volumeMounts[0].mountPropagation: not honoured by Pinnace yet: mounts are private

@@ -75,6 +75,13 @@ pub fn prepare_for_update(
 ) {
     match subresource {
         Some("status") => keep_all_but_status(resource, old, new),
+        Some("ephemeralcontainers") => {
+            let added = new.get("spec").and_then(|spec| spec.get("ephemeralContainers")).cloned();
+            keep_all_but_managed_fields(old, new);
+            if let Some(spec) = new.get_mut("spec").and_then(Value::as_object_mut) {
+                put(spec, "ephemeralContainers", added.as_ref());
+            }
+        }
         Some("finalize") => {
             let finalizers = new.get("spec").and_then(|spec| spec.get("finalizers")).cloned();
             keep_all_but_managed_fields(old, new);

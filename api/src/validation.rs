@@ -11,6 +11,7 @@
 
 mod config;
 mod container;
+mod ephemeral;
 mod health;
 mod metadata;
 mod node;
@@ -145,6 +146,11 @@ pub fn update(
     if matches!(subresource, None | Some("scale")) {
         whole(resource, new, Some(old), &mut errors);
         changes(resource, old, new, &mut errors);
+    }
+    if subresource == Some("ephemeralcontainers")
+        && let (Some(old), Some(new)) = (old.as_object(), new.as_object())
+    {
+        ephemeral::update(fields(old, "spec"), fields(new, "spec"), &mut errors);
     }
     errors.list
 }

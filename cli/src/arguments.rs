@@ -50,6 +50,10 @@ pub(crate) enum Command {
     Describe(Describe),
     Delete(Delete),
     Logs(Logs),
+    Exec(Exec),
+    Attach(Attach),
+    Cp(Copy),
+    PortForward(PortForward),
     Scale(Scale),
     #[command(subcommand)]
     Rollout(Rollout),
@@ -236,6 +240,79 @@ pub(crate) struct Logs {
     /// Show pod and container before each line.
     #[arg(long)]
     pub(crate) prefix: bool,
+}
+
+/// Run a command in a container. Ends with its exit code.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    pinnace exec web-1 -- ls /\n  \
+    pinnace exec -it web-1 -- sh\n  \
+    cat dump.sql | pinnace exec -i db-1 -- psql")]
+pub(crate) struct Exec {
+    /// The pod.
+    #[arg(value_name = "POD")]
+    pub(crate) pod: String,
+    /// Container, where a pod has several.
+    #[arg(short, long)]
+    pub(crate) container: Option<String>,
+    /// Send standard input to the command.
+    #[arg(short = 'i', long)]
+    pub(crate) stdin: bool,
+    /// Give the command a terminal.
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// The command and its arguments, after --.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+}
+
+/// Show what a container writes from now on, and write to it.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  pinnace attach web-1\n  pinnace attach -i shell-1")]
+pub(crate) struct Attach {
+    /// The pod.
+    #[arg(value_name = "POD")]
+    pub(crate) pod: String,
+    /// Container, where a pod has several.
+    #[arg(short, long)]
+    pub(crate) container: Option<String>,
+    /// Send standard input to the container, which must have `stdin: true`.
+    #[arg(short = 'i', long)]
+    pub(crate) stdin: bool,
+}
+
+/// Copy files into or out of a container that has `tar`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    pinnace cp site web-1:/srv\n  \
+    pinnace cp prod/web-1:/var/log/app.log app.log")]
+pub(crate) struct Copy {
+    /// What: a path here, or [NAMESPACE/]POD:PATH.
+    #[arg(value_name = "FROM")]
+    pub(crate) from: String,
+    /// Where to: a path here, or [NAMESPACE/]POD:PATH.
+    #[arg(value_name = "TO")]
+    pub(crate) to: String,
+    /// Container, where a pod has several.
+    #[arg(short, long)]
+    pub(crate) container: Option<String>,
+}
+
+/// Reach ports of a pod at ports of this machine, until interrupted.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    pinnace port-forward web-1 8080:80\n  \
+    pinnace port-forward web-1 :80        (any port here)")]
+pub(crate) struct PortForward {
+    /// The pod.
+    #[arg(value_name = "POD")]
+    pub(crate) pod: String,
+    /// LOCAL:REMOTE, :REMOTE or PORT.
+    #[arg(required = true, value_name = "PORTS")]
+    pub(crate) ports: Vec<String>,
+    /// Where to listen.
+    #[arg(long, value_name = "IP", default_value = "localhost")]
+    pub(crate) address: String,
 }
 
 /// Set how many pods a workload has.

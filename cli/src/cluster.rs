@@ -24,6 +24,7 @@ const LINE_BYTES_MAX: usize = 32 << 20;
 const TRIES: u32 = 4;
 
 /// A master, and whom it knows us as.
+#[derive(Clone)]
 pub(crate) struct Cluster {
     client: kube::Client,
     /// For messages: the server's URL.
@@ -81,6 +82,16 @@ impl Cluster {
         let client = kube::Client::try_from(config).with_context(|| loaded.source.clone())?;
         let namespace_given = global.namespace.is_some();
         Ok(Self { client, server, namespace, namespace_given, authorities, timeout })
+    }
+
+    /// GET that becomes a WebSocket.
+    pub(crate) async fn upgrade(&self, path: &str) -> anyhow::Result<kube::client::Connection> {
+        let request = Request::get(path).body(Vec::new())?;
+        match self.client.connect(request).await {
+            Ok(connection) => Ok(connection),
+            Err(kube::Error::Api(status)) => anyhow::bail!("{}", status.message),
+            Err(error) => Err(error).with_context(|| format!("cannot connect to {}", self.server)),
+        }
     }
 
     /// GET, for a JSON answer.

@@ -9,17 +9,38 @@ mod get;
 mod kubeconfig;
 mod logs;
 mod node;
+mod reach;
 mod rollout;
 mod scale;
 mod token;
 mod version;
 
-use crate::arguments::{Arguments, Backup, Command};
+use std::process::ExitCode;
+
+use crate::arguments::{Arguments, Backup, Command, Global};
 use crate::cluster::Cluster;
 
-/// Does what the arguments say.
-pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
+/// Does what the arguments say, and how the program is to end.
+pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let Arguments { global, command } = arguments;
+    if !matches!(
+        command,
+        Command::Exec(_) | Command::Attach(_) | Command::Cp(_) | Command::PortForward(_)
+    ) {
+        return rest(global, command).await.map(|()| ExitCode::SUCCESS);
+    }
+    let cluster = Cluster::connect(&global).await?;
+    match command {
+        Command::Exec(arguments) => reach::exec(&cluster, &arguments).await,
+        Command::Attach(arguments) => reach::attach(&cluster, &arguments).await,
+        Command::Cp(arguments) => reach::cp(&cluster, &arguments).await,
+        Command::PortForward(arguments) => reach::port_forward(&cluster, &arguments).await,
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// The commands that end well or do not.
+async fn rest(global: Global, command: Command) -> anyhow::Result<()> {
     match &command {
         Command::Completion(arguments) => return completion::run(arguments),
         Command::Kubeconfig(arguments) => return kubeconfig::run(&global, arguments),
@@ -46,6 +67,10 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Completion(_)
         | Command::Kubeconfig(_)
         | Command::Version(_)
+        | Command::Exec(_)
+        | Command::Attach(_)
+        | Command::Cp(_)
+        | Command::PortForward(_)
         | Command::Backup(Backup::Restore { .. }) => Ok(()),
     }
 }

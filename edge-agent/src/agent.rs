@@ -150,9 +150,11 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
         .map_err(io_error("open the folder of results"))?;
     let seal = Arc::new(Seal::open(&folders.state, settings.seal_key_file.as_deref())?);
     let facts = facts(&identity, &info);
+    let runtime = Arc::new(runtime) as Arc<dyn Runtime>;
+    let commands = Arc::clone(&runtime);
     let hooks = Arc::new(Hooks::new(
         folders.clone(),
-        Arc::new(runtime) as Arc<dyn Runtime>,
+        runtime,
         Arc::new(images),
         Arc::clone(&network) as Arc<_>,
         results,
@@ -189,7 +191,13 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
         conditions: hold_conditions,
     };
     let watching = pressure::run(folders.clone(), settings.pressure, Clock::System, outlets);
-    let streams = Streams { logs: folders.state.join("logs"), board, dial: Arc::clone(&dialer) };
+    let streams = Streams {
+        logs: folders.state.join("logs"),
+        folders: folders.clone(),
+        board,
+        runtime: commands,
+        dial: Arc::clone(&dialer),
+    };
     tasks.spawn(driver);
     tasks.spawn(pass_on(news, link.clone()));
     tasks.spawn(until(stop.clone(), pass_on_events(events, link.clone())));

@@ -11,7 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use runtime::{ContainerSpec, Resources, Runtime, RuntimeError, Security, User, Workload};
+use runtime::{ContainerSpec, Resources, Runtime, RuntimeError, Security, Stdio, User, Workload};
 use tokio::sync::Semaphore;
 use wire::Uid;
 use wire::pod::{ContainerV1, PodV1, ProtocolV1, ResourcesV1};
@@ -284,6 +284,7 @@ impl Hooks {
                 capabilities_add: container.security.capabilities_add.clone(),
                 capabilities_drop: container.security.capabilities_drop.clone(),
             },
+            stdio: Stdio { stdin: container.stdio.stdin, stdin_once: container.stdio.stdin_once },
             sandbox: sandbox::of(pod, &dirs),
             cgroup: format!("{}/{name}-{attempt}", self.folders.pod_cgroup(&pod.uid)),
             log,

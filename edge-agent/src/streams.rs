@@ -1,26 +1,51 @@
 //! Streams that the master opens through the node's one outbound port: it sends
 //! a ticket, the agent dials and serves.
+//!
+//! ```text
+//! command ──► dial, ticket ──► logs          lines of a file
+//!                              command       exec and attach: streams of a process
+//!                              forward       connections into the pod's network
+//! ```
+//!
+//! Each stream has a connection of its own, so that none delays a heartbeat or
+//! another stream, and ends with it: a command whose connection is lost is killed.
+
+mod command;
+mod forward;
+mod frames;
 
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use runtime::{ExecHandle, ExecRequest, Runtime, RuntimeError};
 use tokio::sync::{Semaphore, mpsc};
-use wire::command::{CommandV1, StreamHelloV1, StreamV1};
+use wire::Uid;
+use wire::command::{
+    AttachV1, CommandV1, ExecV1, PortForwardV1, StreamEndV1, StreamHelloV1, StreamV1,
+};
+use wire::status::StateV1;
+use wire::stream::Frame;
 
-use crate::artifacts::{Dial, send};
-use crate::logs;
+use crate::artifacts::{Connection, Dial, send};
+use crate::config::Folders;
+use crate::hooks::chain;
 use crate::pods::owner::Board;
+use crate::{id, logs, network};
 
 /// Streams served at the same time.
-const STREAMS_MAX: usize = 16;
+const STREAMS_MAX: usize = 32;
 
 /// Serves streams.
 pub struct Streams {
     /// Where the logs are.
     pub logs: PathBuf,
+    /// Where the pods' namespaces are.
+    pub folders: Folders,
     /// How the pods are.
     pub board: Board,
+    /// Runs commands.
+    pub runtime: Arc<dyn Runtime>,
     /// Reaches the master.
     pub dial: Arc<dyn Dial>,
 }
@@ -39,27 +64,108 @@ impl Streams {
         while let Some(command) = commands.recv().await {
             // The node's protocol has answered the others itself.
             let CommandV1::OpenStream { ticket, stream } = command else { continue };
-            let Ok(permit) = Arc::clone(&free).try_acquire_owned() else {
-                tracing::warn!("{STREAMS_MAX} streams are open; another one is refused");
-                continue;
-            };
+            let permit = Arc::clone(&free).try_acquire_owned().ok();
             let streams = Arc::clone(&streams);
             tokio::spawn(async move {
-                if let Err(error) = streams.serve(ticket, stream).await {
+                let served = match permit {
+                    Some(_permit) => streams.serve(ticket, stream).await,
+                    None => streams.refuse(ticket).await,
+                };
+                if let Err(error) = served {
                     tracing::debug!(%error, "a stream ended early");
                 }
-                drop(permit);
             });
         }
     }
 
-    async fn serve(&self, ticket: [u8; 16], stream: StreamV1) -> io::Result<()> {
+    async fn connect(&self, ticket: [u8; 16]) -> io::Result<Box<dyn Connection>> {
         let mut connection = self.dial.dial(wire::ALPN_STREAM).await?;
         send(&mut connection, &StreamHelloV1 { ticket }).await?;
+        Ok(connection)
+    }
+
+    async fn refuse(&self, ticket: [u8; 16]) -> io::Result<()> {
+        tracing::warn!("{STREAMS_MAX} streams are open; another one is refused");
+        let why = format!("{STREAMS_MAX} streams are open on this node already: close one");
+        let connection = self.connect(ticket).await?;
+        end(connection, StreamEndV1::Failed(why)).await
+    }
+
+    async fn serve(&self, ticket: [u8; 16], stream: StreamV1) -> io::Result<()> {
+        let connection = self.connect(ticket).await?;
         match stream {
             StreamV1::Logs(request) => {
                 logs::serve(&self.logs, &self.board, &request, connection).await
             }
+            StreamV1::Exec(request) => match self.exec(request).await {
+                Ok(handle) => command::serve(handle, connection).await,
+                Err(why) => end(connection, why).await,
+            },
+            StreamV1::Attach(request) => match self.attach(&request).await {
+                Ok(handle) => command::serve(handle, connection).await,
+                Err(why) => end(connection, why).await,
+            },
+            StreamV1::PortForward(request) => match self.network_of(&request) {
+                Ok(network) => forward::serve(network, connection).await,
+                Err(why) => end(connection, why).await,
+            },
         }
     }
+
+    async fn exec(&self, request: ExecV1) -> Result<ExecHandle, StreamEndV1> {
+        let ExecV1 { uid, container, args, stdin, tty } = request;
+        let id = self.running(&uid, &container)?;
+        let request = ExecRequest { args, stdin, tty, ..ExecRequest::default() };
+        self.runtime.exec(&id, request).await.map_err(|error| failure(&error))
+    }
+
+    async fn attach(&self, request: &AttachV1) -> Result<ExecHandle, StreamEndV1> {
+        let id = self.running(&request.uid, &request.container)?;
+        self.runtime.attach(&id, request.stdin).await.map_err(|error| failure(&error))
+    }
+
+    /// The run of a container that runs now.
+    fn running(&self, uid: &Uid, container: &str) -> Result<String, StreamEndV1> {
+        let board = self.board.borrow();
+        let Some(pod) = board.get(uid) else {
+            let message = format!("pod {} is not on this node", id::uid_text(uid));
+            return Err(StreamEndV1::NotFound(message));
+        };
+        let found = pod.all_containers().find(|status| status.name == container);
+        match found {
+            Some(status) if matches!(status.state, StateV1::Running { .. }) => {
+                Ok(status.container_id.clone())
+            }
+            // As the kubelet says it.
+            Some(_) => Err(StreamEndV1::NotFound(format!(
+                "unable to upgrade connection: container not running ({container})"
+            ))),
+            None => Err(StreamEndV1::NotFound(format!("container not found (\"{container}\")"))),
+        }
+    }
+
+    /// The pod's network namespace; `None` where it has the node's.
+    fn network_of(&self, request: &PortForwardV1) -> Result<Option<PathBuf>, StreamEndV1> {
+        let board = self.board.borrow();
+        let running = board.get(&request.uid).filter(|pod| {
+            pod.all_containers().any(|status| matches!(status.state, StateV1::Running { .. }))
+        });
+        if running.is_none() {
+            let message = "unable to forward port because pod is not running".to_owned();
+            return Err(StreamEndV1::NotFound(message));
+        }
+        let net = self.folders.pod(&request.uid, "", "").run.join("ns/net");
+        Ok(network::is_namespace(&net).then_some(net))
+    }
+}
+
+fn failure(error: &RuntimeError) -> StreamEndV1 {
+    StreamEndV1::Failed(chain(error))
+}
+
+/// Says how a stream ended that never began.
+async fn end(connection: Box<dyn Connection>, why: StreamEndV1) -> io::Result<()> {
+    let (mut reader, mut writer) = tokio::io::split(connection);
+    frames::write(&mut writer, &Frame::End(why)).await?;
+    frames::finish(&mut reader, &mut writer).await
 }

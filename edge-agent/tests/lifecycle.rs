@@ -19,6 +19,7 @@ use edge_agent::images::{ImageContent, ImageError, ImageRequest, Images, Progres
 use edge_agent::network::{NamespacePaths, NetworkError};
 use edge_agent::pods::owner::{News, Owner};
 use edge_agent::results::Results;
+use edge_agent::seal::Seal;
 use edge_agent::sandbox::PodNetwork;
 use edge_agent::{recover, volumes};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -120,15 +121,17 @@ impl Board {
             Arc::new(Busybox { layer: self.layer.clone() }),
             Arc::new(HostNetwork),
             Results::open(&self.folders.state.join("results")).unwrap(),
+            Arc::new(Seal::open(&self.folders.state, None).unwrap()),
             Facts::default(),
         ));
-        let found = recover::find(&hooks, Some(set), Clock::System.now());
+        let found = recover::find(&hooks, Some(set), BTreeMap::new(), Clock::System.now());
         let (sender, news) = mpsc::channel(1000);
         let set = Some(Arc::new(set.clone()));
         let (sets, receiver) = watch::channel(set.clone());
         let stop = CancellationToken::new();
         let (owner, _) = Owner::new(hooks, Clock::System, set, sender, Box::new(|_| {}));
-        tokio::spawn(owner.run(found, receiver, stop.clone()));
+        let manifests = watch::channel(Arc::default()).1;
+        tokio::spawn(owner.run(found, receiver, manifests, stop.clone()));
         Agent { news, sets, stop, statuses: BTreeMap::new(), events: vec![] }
     }
 }

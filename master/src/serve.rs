@@ -124,6 +124,7 @@ pub(crate) async fn start(config: Config, shutdown: CancellationToken) -> anyhow
     let (commands, commanded) = mpsc::channel(COMMANDS_WAITING_MAX);
     let streams = Streams::new(commands);
     api.set_log_source(Arc::clone(&streams) as Arc<dyn apiserver::LogSource>);
+    api.set_stream_source(Arc::clone(&streams) as Arc<dyn apiserver::StreamSource>);
     let liveness = Arc::new(Liveness::new());
     let recorder = start_controllers(&api, &config, registries, &liveness, &tasks, &shutdown)?;
     let setup = nodes::Setup {

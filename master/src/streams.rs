@@ -1,36 +1,48 @@
 //! Byte streams from nodes, through the one port that nodes dial.
 //!
 //! ```text
-//! user ── GET …/log ──► open: ticket ── command ──► agent
-//!      ◄── lines ────── serve ◄── ticket, frames ── agent dials pinnace-stream/1
+//! user ── GET …/log, exec, attach, portforward ──► ticket ── command ──► agent
+//!      ◄── lines, frames ◄─────────────────────── agent dials pinnace-stream/1
 //! ```
 //!
 //! A ticket is random, for one node, good once and for [`TICKET_LIFE`].
+
+mod command;
+mod forward;
+mod frames;
 
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use apiserver::{BoxFuture, LogRequest, LogSource, LogStream, Reason, Status};
+use apiserver::{
+    BoxFuture, CommandRequest, CommandStream, Forwarder, LogRequest, LogSource, LogStream, Reason,
+    Status, StreamSource, StreamTarget,
+};
 use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::{mpsc, oneshot};
-use wire::command::{CommandV1, LogsV1, StreamEndV1, StreamHelloV1, StreamV1};
+use wire::command::{
+    AttachV1, CommandV1, ExecV1, LogsV1, PortForwardV1, StreamEndV1, StreamHelloV1, StreamV1,
+};
+use wire::stream::Frame;
 
 use crate::pki::random;
 
 /// How long a node has to dial back.
 const TICKET_LIFE: Duration = Duration::from_secs(10);
-/// Most bytes of a frame.
-const FRAME_BYTES_MAX: usize = 64 << 10;
 /// Frames read ahead of a slow user.
 const FRAMES_AHEAD: usize = 4;
 /// Most streams that wait for their node at once.
 const WAITING_MAX: usize = 1024;
 
 /// A connection of a node, already authenticated.
-pub(crate) type NodeStream = Box<dyn AsyncRead + Send + Unpin>;
+pub(crate) type NodeStream = Box<dyn Connection>;
+
+/// Bytes both ways.
+pub(crate) trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 
 type Ticket = [u8; 16];
 
@@ -105,7 +117,7 @@ impl Streams {
         self.commands.send((node.to_owned(), command, sent)).await.map_err(|_| stopping(()))?;
         if !is_sent.await.map_err(|_| stopping(()))? {
             return Err(unreachable(
-                "is not connected: logs are on the node and come back with it",
+                "is not connected: its containers and their logs are reached once it is back",
             ));
         }
         match tokio::time::timeout(TICKET_LIFE, stream).await {
@@ -117,6 +129,33 @@ impl Streams {
     }
 }
 
+impl StreamSource for Streams {
+    fn command(&self, request: CommandRequest) -> BoxFuture<'_, Result<CommandStream, Status>> {
+        Box::pin(async move {
+            let CommandRequest { target, args, stdin, tty, .. } = request;
+            let uid = pod_uid(&target.pod_uid)?;
+            let container = target.container;
+            let stream = match args {
+                Some(args) => StreamV1::Exec(ExecV1 { uid, container, args, stdin, tty }),
+                None => StreamV1::Attach(AttachV1 { uid, container, stdin }),
+            };
+            Ok(command::start(self.dial_back(&target.node, stream).await?))
+        })
+    }
+
+    fn forward(&self, target: StreamTarget) -> BoxFuture<'_, Result<Arc<dyn Forwarder>, Status>> {
+        Box::pin(async move {
+            let stream = StreamV1::PortForward(PortForwardV1 { uid: pod_uid(&target.pod_uid)? });
+            let connection = self.dial_back(&target.node, stream).await?;
+            Ok(Arc::new(forward::start(connection)) as Arc<dyn Forwarder>)
+        })
+    }
+}
+
+fn pod_uid(text: &str) -> Result<wire::Uid, Status> {
+    lower::uid(text).map_err(|err| Status::internal(err.to_string()))
+}
+
 impl LogSource for Streams {
     fn open(&self, request: LogRequest) -> BoxFuture<'_, Result<LogStream, Status>> {
         Box::pin(async move {
@@ -125,12 +164,14 @@ impl LogSource for Streams {
             let name = format!("{}/{}", request.namespace, request.pod);
             // The first frame tells whether there is such a log at all.
             let first = match read_frame(&mut stream).await {
-                Ok(Frame::End(end)) => match end {
-                    StreamEndV1::Done => return Ok(Box::pin(futures::stream::empty()) as LogStream),
+                Ok(LogFrame::End(end)) => match end {
+                    StreamEndV1::Done | StreamEndV1::Exited(_) => {
+                        return Ok(Box::pin(futures::stream::empty()) as LogStream);
+                    }
                     StreamEndV1::NotFound(what) => return Err(Status::bad_request(what)),
                     StreamEndV1::Failed(what) => return Err(Status::internal(what)),
                 },
-                Ok(Frame::Data(bytes)) => bytes,
+                Ok(LogFrame::Data(bytes)) => bytes,
                 Err(err) => return Err(Status::unavailable(format!("log of {name}: {err}"))),
             };
             let (sender, receiver) = mpsc::channel(FRAMES_AHEAD);
@@ -145,12 +186,12 @@ impl LogSource for Streams {
 
 /// Copies frames until the log ends or nobody reads any more.
 async fn forward(mut stream: NodeStream, first: Bytes, sender: mpsc::Sender<io::Result<Bytes>>) {
-    let mut frame = Ok(Frame::Data(first));
+    let mut frame = Ok(LogFrame::Data(first));
     loop {
         let sent = match frame {
-            Ok(Frame::Data(bytes)) => sender.send(Ok(bytes)).await,
-            Ok(Frame::End(StreamEndV1::Done)) => return,
-            Ok(Frame::End(StreamEndV1::NotFound(what) | StreamEndV1::Failed(what))) => {
+            Ok(LogFrame::Data(bytes)) => sender.send(Ok(bytes)).await,
+            Ok(LogFrame::End(StreamEndV1::Done | StreamEndV1::Exited(_))) => return,
+            Ok(LogFrame::End(StreamEndV1::NotFound(what) | StreamEndV1::Failed(what))) => {
                 // The status line is out already; the text tells the user why it ends.
                 let _ = sender.send(Err(io::Error::other(what))).await;
                 return;
@@ -170,36 +211,27 @@ async fn forward(mut stream: NodeStream, first: Bytes, sender: mpsc::Sender<io::
     }
 }
 
-enum Frame {
+/// What a log stream says: lines, then how it ended.
+enum LogFrame {
     Data(Bytes),
     End(StreamEndV1),
 }
 
-async fn read_frame(stream: &mut NodeStream) -> io::Result<Frame> {
+async fn read_frame(stream: &mut NodeStream) -> io::Result<LogFrame> {
     loop {
-        let mut head = [0; 4];
-        stream.read_exact(&mut head).await?;
-        let len = usize::from(head[1]) | usize::from(head[2]) << 8 | usize::from(head[3]) << 16;
-        if FRAME_BYTES_MAX < len {
-            return Err(io::Error::other(format!("a frame of {len} bytes")));
-        }
-        let mut bytes = vec![0; len];
-        stream.read_exact(&mut bytes).await?;
-        match head[0] {
-            1 | 2 => return Ok(Frame::Data(Bytes::from(bytes))),
-            3 => {
-                let end = postcard::from_bytes(&bytes).map_err(io::Error::other)?;
-                return Ok(Frame::End(end));
+        match frames::read_patiently(stream).await? {
+            Frame::Stdout(bytes) | Frame::Stderr(bytes) => {
+                return Ok(LogFrame::Data(Bytes::from(bytes)));
             }
-            // A channel of a newer agent.
-            _ => (),
+            Frame::End(end) => return Ok(LogFrame::End(end)),
+            _ => {}
         }
     }
 }
 
 /// The request as the node reads it.
 fn logs(request: &LogRequest) -> Result<LogsV1, Status> {
-    let uid = lower::uid(&request.pod_uid).map_err(|err| Status::internal(err.to_string()))?;
+    let uid = pod_uid(&request.pod_uid)?;
     let since_ms = match (&request.since_time, request.since_seconds) {
         (Some(time), _) => {
             let bad =

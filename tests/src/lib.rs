@@ -36,6 +36,8 @@ mod modules;
 #[cfg(test)]
 mod node_port;
 #[cfg(test)]
+mod reach;
+#[cfg(test)]
 mod sim;
 #[cfg(test)]
 mod static_pods;

@@ -1,21 +1,14 @@
 //! What the master asks of a node at once, and the byte streams that follow.
 //!
-//! A stream (logs now; exec, attach and port-forward later) never runs over
-//! MQTT by default: the master sends [`CommandV1::OpenStream`] with a one-time
-//! ticket, and the agent dials the node port with ALPN `pinnace-stream/1`,
-//! presents the ticket, and the two ends talk in frames:
+//! A stream never runs over MQTT by default: the master sends
+//! [`CommandV1::OpenStream`] with a one-time ticket, and the agent dials the
+//! node port with ALPN `pinnace-stream/1`, presents the ticket, and the two
+//! ends talk in frames:
 //!
 //! ```text
 //! agent → master   u16 length (LE), postcard of StreamHelloV1
-//! both, then       u8 channel, u24 length (LE), bytes        (at most 64 KiB a frame)
+//! both, then       frames, see [`crate::stream`]
 //! ```
-//!
-//! | channel | direction | content |
-//! | --- | --- | --- |
-//! | 1 | agent → master | stdout, or log lines |
-//! | 2 | agent → master | stderr |
-//! | 3 | agent → master | postcard of [`StreamEndV1`], the last frame |
-//! | 0 | master → agent | stdin |
 
 use serde::{Deserialize, Serialize};
 
@@ -58,6 +51,57 @@ pub enum CommandV1 {
 pub enum StreamV1 {
     /// A container's log.
     Logs(LogsV1),
+    /// One more command in a container.
+    Exec(ExecV1),
+    /// The standard streams of a container's own process.
+    Attach(AttachV1),
+    /// Connections to ports of a pod.
+    PortForward(PortForwardV1),
+}
+
+/// A command to run in a container.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecV1 {
+    /// The pod.
+    pub uid: Uid,
+    /// The container's name.
+    pub container: String,
+    /// The command.
+    pub args: Vec<String>,
+    /// Whether standard input is sent.
+    pub stdin: bool,
+    /// Whether it gets a terminal.
+    pub tty: bool,
+}
+
+// Arguments may hold secrets.
+impl std::fmt::Debug for ExecV1 {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ExecV1")
+            .field("container", &self.container)
+            .field("n_args", &self.args.len())
+            .field("stdin", &self.stdin)
+            .field("tty", &self.tty)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A container whose standard streams are wanted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachV1 {
+    /// The pod.
+    pub uid: Uid,
+    /// The container's name.
+    pub container: String,
+    /// Whether standard input is sent.
+    pub stdin: bool,
+}
+
+/// A pod whose ports are wanted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortForwardV1 {
+    /// The pod.
+    pub uid: Uid,
 }
 
 /// Which part of a container's log.
@@ -97,4 +141,6 @@ pub enum StreamEndV1 {
     NotFound(String),
     /// It could not be served.
     Failed(String),
+    /// The command or container ended with this code.
+    Exited(i32),
 }

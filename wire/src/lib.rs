@@ -26,6 +26,7 @@ pub mod pod;
 pub mod set;
 mod signal;
 pub mod status;
+pub mod stream;
 pub mod token;
 pub mod topic;
 

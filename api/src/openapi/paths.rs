@@ -122,12 +122,20 @@ fn operation(
         Verb::Delete => ("delete", "delete", "200"),
         Verb::DeleteCollection => ("deletecollection", "deleteCollection", "200"),
     };
+    // What becomes something else than HTTP.
+    let connects = matches!(sub, "attach" | "exec" | "portforward");
+    let (action, prefix, success) = match (connects, verb) {
+        (true, Verb::Create) => ("connect", "connectPost", "200"),
+        (true, _) => ("connect", "connectGet", "200"),
+        _ => (action, prefix, success),
+    };
     let body_schema = kind_schema(body);
     let mut parameters: Vec<Value> = Vec::new();
     let mut add = |list: &[(&str, &str)]| {
         parameters.extend(list.iter().map(|(name, kind)| query_parameter(name, kind)));
     };
     let request = match verb {
+        _ if connects => None,
         Verb::List | Verb::Watch => {
             add(&LIST_PARAMETERS);
             None
@@ -160,7 +168,9 @@ fn operation(
         Verb::Delete | Verb::DeleteCollection => reference(meta("Status")),
         _ => body_schema,
     };
-    let content = if sub == "log" {
+    let content = if connects {
+        json!({"*/*": {"schema": {"type": "string"}}})
+    } else if sub == "log" {
         json!({"text/plain": {"schema": {"type": "string"}}})
     } else {
         json!({"application/json": {"schema": answer}})

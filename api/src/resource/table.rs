@@ -140,16 +140,32 @@ pub(super) static RESOURCES: &[Resource] = &[
         verbs: ALL_VERBS,
         subresources: &[
             Subresource {
+                name: "attach",
+                kind: kind("", "v1", "PodAttachOptions"),
+                verbs: &[Verb::Get, Verb::Create],
+            },
+            Subresource {
                 name: "binding",
                 kind: kind("", "v1", "Binding"),
                 verbs: &[Verb::Create],
             },
+            own("ephemeralcontainers", POD),
             Subresource {
                 name: "eviction",
                 kind: kind("policy", "v1", "Eviction"),
                 verbs: &[Verb::Create],
             },
+            Subresource {
+                name: "exec",
+                kind: kind("", "v1", "PodExecOptions"),
+                verbs: &[Verb::Get, Verb::Create],
+            },
             Subresource { name: "log", kind: POD, verbs: &[Verb::Get] },
+            Subresource {
+                name: "portforward",
+                kind: kind("", "v1", "PodPortForwardOptions"),
+                verbs: &[Verb::Get, Verb::Create],
+            },
             own("status", POD),
         ],
         storage: Storage::Durable,

@@ -69,7 +69,7 @@ pub(super) fn containers(
     }
 }
 
-fn one(path: &Path<'_>, container: &Fields, volumes: &Volumes<'_>, errors: &mut Errors) {
+pub(super) fn one(path: &Path<'_>, container: &Fields, volumes: &Volumes<'_>, errors: &mut Errors) {
     let at = path.field("name");
     match text(container, "name") {
         "" => errors.required(&at, ""),

@@ -113,7 +113,6 @@ const CONTAINER_REFUSED: &[Line] = &[
 const CONTAINER_WARNED: &[Line] = &[
     ("restartPolicyRules", When::Set, "only restartPolicy counts"),
     ("resizePolicy", When::Set, "resources change with a new pod only"),
-    ("stdin", When::True, "standard input is empty"),
     ("tty", When::True, "there is no terminal"),
     ("resources.claims", When::Set, "devices are requested as resources"),
     ("resources.limits.ephemeral-storage", When::Set, "disk use is not limited"),
@@ -361,7 +360,6 @@ mod tests {
                 refused spec.initContainers[0].securityContext.privileged: Forbidden: Pinnace cannot do this: a container never gets the whole machine
                 refused spec.volumes[0].hostPath: Forbidden: Pinnace cannot do this: files of the node are not given to pods
                 warning spec.hostAliases: not honoured by Pinnace yet: /etc/hosts names the pod only
-                warning spec.containers[0].stdin: not honoured by Pinnace yet: standard input is empty
                 warning spec.containers[0].resources.limits.ephemeral-storage: not honoured by Pinnace yet: disk use is not limited
                 warning spec.containers[0].resources.requests.ephemeral-storage: not honoured by Pinnace yet: disk use is not counted
                 warning spec.containers[0].volumeMounts[0].mountPropagation: not honoured by Pinnace yet: mounts are private

@@ -22,6 +22,7 @@ mod printers;
 mod requests;
 mod resources;
 mod reviews;
+mod streams;
 mod table;
 mod watch;
 
@@ -96,6 +97,8 @@ struct State {
     requests: Semaphore,
     limits: Limits,
     metrics: Metrics,
+    /// Connections that have become something else than HTTP.
+    streams: TaskTracker,
     shutdown: CancellationToken,
 }
 
@@ -131,7 +134,9 @@ impl Server {
         let ServerOptions { tokens, checks, downloads, limits } = options;
         let requests = Semaphore::new(limits.requests_max);
         let metrics = Metrics::default();
-        let state = State { api, tokens, checks, downloads, requests, limits, metrics, shutdown };
+        let streams = TaskTracker::new();
+        let state =
+            State { api, tokens, checks, downloads, requests, limits, metrics, streams, shutdown };
         Self { state: Arc::new(state) }
     }
 
@@ -171,6 +176,8 @@ impl Server {
         }
         tracker.close();
         tracker.wait().await;
+        state.streams.close();
+        state.streams.wait().await;
     }
 }
 
@@ -216,7 +223,7 @@ async fn connection(
         .max_header_list_size(HEADER_BYTES_MAX)
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT);
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let result = tokio::select! {
         result = connection.as_mut() => result,

@@ -11,7 +11,7 @@
 //! * [`Status`] is every error, in the words of Kubernetes.
 //!
 //! It knows no node, no controller and no scheduler; what it needs from them it
-//! takes through [`LogSource`] and [`Authorizer`].
+//! takes through [`LogSource`], [`StreamSource`] and [`Authorizer`].
 
 mod authorize;
 mod download;
@@ -24,6 +24,7 @@ mod object;
 mod options;
 pub mod patch;
 pub mod status;
+mod streams;
 mod validate;
 mod verbs;
 
@@ -37,4 +38,8 @@ pub use options::{
     WatchOptions, WriteOptions,
 };
 pub use status::{Reason, Status};
+pub use streams::{
+    CommandRequest, CommandStream, ForwardedConnection, Forwarder, Input, Output, StreamSource,
+    StreamTarget,
+};
 pub use verbs::{Api, Deleted, Item, List, ListPages, Target, Watch, WatchEvent, Written};

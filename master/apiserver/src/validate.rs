@@ -25,7 +25,7 @@ pub(crate) fn update(
 ) -> Result<Vec<String>, Status> {
     let mut errors = validation::update(resource, subresource, old, new);
     let mut warnings = Vec::new();
-    if subresource.is_none() {
+    if matches!(subresource, None | Some("ephemeralcontainers")) {
         let unsupported = unsupported::check(resource, new);
         // What was there before this version knew better stays possible to change.
         let before = unsupported::check(resource, old).refused;

@@ -40,6 +40,7 @@ use crate::identity::Identity;
 use crate::logs::LogSource;
 use crate::options::Selection;
 use crate::status::Status;
+use crate::streams::StreamSource;
 
 /// Tries of a write that loses against others, as Kubernetes has for patches.
 const CONFLICT_TRIES: usize = 5;
@@ -54,6 +55,7 @@ struct Inner {
     store: Arc<dyn Store>,
     authorizer: Arc<dyn Authorizer>,
     logs: OnceLock<Arc<dyn LogSource>>,
+    streams: OnceLock<Arc<dyn StreamSource>>,
 }
 
 impl fmt::Debug for Api {
@@ -127,7 +129,19 @@ impl Api {
     /// The API over `store`, with other roles.
     #[must_use]
     pub fn with_authorizer(store: Arc<dyn Store>, authorizer: Arc<dyn Authorizer>) -> Self {
-        Self { inner: Arc::new(Inner { store, authorizer, logs: OnceLock::new() }) }
+        Self {
+            inner: Arc::new(Inner {
+                store,
+                authorizer,
+                logs: OnceLock::new(),
+                streams: OnceLock::new(),
+            }),
+        }
+    }
+
+    /// Says where the streams of containers come from. The first one stays.
+    pub fn set_stream_source(&self, streams: Arc<dyn StreamSource>) {
+        let _ = self.inner.streams.set(streams);
     }
 
     /// Says where logs of containers come from. The first one stays.

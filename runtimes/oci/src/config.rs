@@ -209,6 +209,7 @@ pub(crate) mod tests {
             mounts: vec![],
             resources: Resources::default(),
             security: Security::default(),
+            stdio: runtime::Stdio::default(),
             sandbox: Sandbox { hostname: "web".into(), ..Sandbox::default() },
             cgroup: "/pinnace/poduid-1/main-0".into(),
             log: "/tmp/log".into(),

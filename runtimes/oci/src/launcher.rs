@@ -174,11 +174,17 @@ fn create(
     out: OwnedFd,
     err: OwnedFd,
 ) -> Result<Container, libcontainer::error::LibcontainerError> {
-    let container = ContainerBuilder::new(spec.id.clone(), SyscallType::default())
+    let stdin = runtime::attach::container_stdin(spec, dir)
+        .map_err(libcontainer::error::LibcontainerError::OtherIO)?;
+    let mut builder = ContainerBuilder::new(spec.id.clone(), SyscallType::default())
         .with_executor(confined)
         .with_root_path(dir.join("state"))?
         .with_stdout(out)
-        .with_stderr(err)
+        .with_stderr(err);
+    if let Some(stdin) = stdin {
+        builder = builder.with_stdin(stdin);
+    }
+    let container = builder
         .as_init(bundle)
         .with_systemd(false)
         .with_detach(true)

@@ -172,6 +172,7 @@ impl Machine {
             mounts: vec![],
             resources: Resources::default(),
             security: runtime::Security::default(),
+            stdio: runtime::Stdio::default(),
             sandbox: Sandbox {
                 hostname: "testpod".into(),
                 net: self.path("ns/net"),

@@ -7,7 +7,8 @@
 //! | `begun` | launcher | from here on the user's program may have run |
 //! | `running.json` | shim | the container's process: pid, start time, boot |
 //! | `exit.json` | shim | how it ended; written once, then nothing changes |
-//! | `out`, `err` | both | FIFOs of the container's standard streams |
+//! | `out`, `err`, `in` | both | FIFOs of the container's standard streams |
+//! | `attach.sock` | shim | where clients of these streams connect |
 //! | `partial.*` | shim | the unfinished line, for the shim's successor; see [`crate::partial`] |
 //! | `ended.json` | agent | how it ended, seen by the agent after its shim was killed |
 //! | `shim.log` | shim | its own messages |
@@ -165,7 +166,7 @@ impl ContainerDir {
 
     /// Makes the FIFOs of the standard streams, if need be.
     pub(crate) fn make_fifos(&self) -> io::Result<()> {
-        for name in ["out", "err"] {
+        for name in ["out", "err", crate::attach::STDIN_FIFO] {
             match rustix::fs::mkfifoat(rustix::fs::CWD, self.file(name), 0o600.into()) {
                 Ok(()) | Err(rustix::io::Errno::EXIST) => {}
                 Err(error) => return Err(error.into()),

@@ -282,6 +282,20 @@ impl Runtime for FakeRuntime {
         Box::pin(std::future::ready(result))
     }
 
+    /// Says what it hears, as long as the container runs.
+    fn attach(&self, id: &str, stdin: bool) -> BoxFuture<'_, Result<ExecHandle, RuntimeError>> {
+        let mut state = self.state();
+        state.calls.push(format!("attach {id}"));
+        let is_running = matches!(state.containers.get(id), Some((_, Observed::Running(_))));
+        let request = ExecRequest { stdin, ..ExecRequest::default() };
+        let what = FakeExec { echo: true, ..FakeExec::default() };
+        Box::pin(std::future::ready(if is_running {
+            Ok(fake_command(what, &request))
+        } else {
+            Err(RuntimeError::NotRunning(id.to_owned()))
+        }))
+    }
+
     fn list(&self) -> Vec<String> {
         self.state().containers.keys().cloned().collect()
     }

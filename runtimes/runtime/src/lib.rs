@@ -15,6 +15,7 @@
 //!
 //! Knows nothing of pods, images, registries, restart policies or the master.
 
+pub mod attach;
 pub mod cgroup;
 pub mod dir;
 pub mod exec;
@@ -33,7 +34,8 @@ pub use exec::{
 pub use process::now_ms;
 pub use shim::{Launcher, shim_main};
 pub use spec::{
-    ArtifactSignature, ContainerSpec, Mount, Resources, Sandbox, Security, User, Workload, World,
+    ArtifactSignature, ContainerSpec, Mount, Resources, Sandbox, Security, Stdio, User, Workload,
+    World,
     oom_score_adj,
 };
 pub use state::{

@@ -25,6 +25,7 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, SpliceFlags};
 use rustix::process::{PidfdFlags, WaitOptions};
 
+use crate::attach::{STDIN_FIFO, Tee, Wait};
 use crate::cgroup::Hierarchies;
 use crate::dir::{ContainerDir, RunningFile};
 use crate::exec::{Admit, Entered, ExecRequest, ExecStdio};
@@ -175,6 +176,10 @@ fn run(
     dir.make_fifos().map_err(|e| internal("make the FIFOs", &e))?;
     let out = Relay::new(&dir, Stream::Stdout).map_err(|e| internal("make a FIFO", &e))?;
     let err = Relay::new(&dir, Stream::Stderr).map_err(|e| internal("make a FIFO", &e))?;
+    // Somebody has input open for writing before the container can look for it:
+    // to a reader, a FIFO without writers has ended.
+    let opened = spec.stdio.stdin.then(|| dir.open_fifo(STDIN_FIFO)).transpose();
+    let held = opened.map_err(|e| internal("open a FIFO", &e))?;
     let (container, running) = match dir.running() {
         Ok(running) => (adopt(&running), running),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -188,20 +193,26 @@ fn run(
         }
         Err(error) => return Err(internal("read running.json", &error)),
     };
+    let (mut tee, opened) = Tee::open(&dir);
+    if let Err(error) = opened {
+        complain(&format!("nobody can attach: {error}"));
+    }
+    tee.open_stdin(&dir, &spec);
+    drop(held);
     tell(status, &format!("OK {} {}", running.pid, running.started_ms));
     process::trim_heap();
 
     let mut log = LogFile::open(&spec.log, FILE_BYTES_MAX);
     let mut relays = [out, err];
     if let Some(pidfd) = container.pidfd() {
-        relay_until_exit(pidfd, &mut relays, &mut log)
+        relay_until_exit(pidfd, &mut relays, &mut log, &mut tee)
             .map_err(|e| internal("wait for the container", &e))?;
     }
     let exit_status = container.status().or_else(|| dir.ended().map(|ended| ended.status));
     // Without a pid namespace something may still run, and hold the streams open.
     hierarchies.kill(&spec.cgroup);
     for relay in &mut relays {
-        relay.drain(&mut log);
+        relay.drain(&mut log, &mut tee);
     }
     let oom_kills = hierarchies.oom_kills(&spec.cgroup);
     if let Err(error) = launcher.cleanup(&spec, dir.path()) {
@@ -335,6 +346,7 @@ struct Relay {
     /// Holds a copy of a batch while the original is still in the FIFO.
     copy: (OwnedFd, OwnedFd),
     lines: Lines,
+    stream: Stream,
     /// The unfinished line, kept where the next shim finds it.
     partial: Partial,
     buffer: Vec<u8>,
@@ -351,7 +363,7 @@ impl Relay {
         let copy = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         let writer = dir.open_fifo(name)?;
         let lines = Lines::new(stream, Vec::new());
-        let mut relay = Self { fifo, writer, copy, lines, partial, buffer: Vec::new() };
+        let mut relay = Self { fifo, writer, copy, lines, stream, partial, buffer: Vec::new() };
         let n = relay.peek(note.batch_len().min(BATCH_BYTES_MAX));
         let mut left = note.unfinished(&relay.buffer[..n]);
         left.truncate(crate::log::LINE_BYTES_MAX - 1);
@@ -381,13 +393,14 @@ impl Relay {
     }
 
     /// Logs one batch. False if there was nothing.
-    fn pump(&mut self, log: &mut LogFile) -> bool {
+    fn pump(&mut self, log: &mut LogFile, tee: &mut Tee) -> bool {
         let n = self.peek(BATCH_BYTES_MAX);
         if n == 0 {
             return false;
         }
         let before = self.lines.partial().to_vec();
         self.lines.feed(&self.buffer[..n], log);
+        tee.send(self.stream, &self.buffer[..n]);
         self.partial.note(before, self.lines.partial(), &self.buffer[..n]);
         // Only now is it taken from the FIFO.
         let mut taken = 0;
@@ -402,9 +415,9 @@ impl Relay {
         true
     }
 
-    fn drain(&mut self, log: &mut LogFile) {
+    fn drain(&mut self, log: &mut LogFile, tee: &mut Tee) {
         for _ in 0..DRAIN_BATCHES_MAX {
-            if !self.pump(log) {
+            if !self.pump(log, tee) {
                 break;
             }
         }
@@ -413,28 +426,43 @@ impl Relay {
     }
 }
 
-fn relay_until_exit(pidfd: &OwnedFd, relays: &mut [Relay; 2], log: &mut LogFile) -> io::Result<()> {
+fn relay_until_exit(
+    pidfd: &OwnedFd,
+    relays: &mut [Relay; 2],
+    log: &mut LogFile,
+    tee: &mut Tee,
+) -> io::Result<()> {
     loop {
-        let (ended, ready) = {
-            let mut fds = [
+        let (ended, ready, clients) = {
+            let waits = tee.waits();
+            let mut fds = vec![
                 PollFd::new(pidfd, PollFlags::IN),
                 PollFd::from_borrowed_fd(relays[0].fifo.as_fd(), PollFlags::IN),
                 PollFd::from_borrowed_fd(relays[1].fifo.as_fd(), PollFlags::IN),
             ];
+            fds.extend(waits.iter().map(|(fd, flags, _)| PollFd::from_borrowed_fd(*fd, *flags)));
             match poll(&mut fds, None) {
                 Err(Errno::INTR) => continue,
                 result => result?,
             };
             let is_ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
-            (is_ready(&fds[0]), [is_ready(&fds[1]), is_ready(&fds[2])])
+            let own = (is_ready(&fds[0]), [is_ready(&fds[1]), is_ready(&fds[2])]);
+            let ready: Vec<bool> = fds[3..].iter().map(is_ready).collect();
+            let clients: Vec<Wait> = waits
+                .into_iter()
+                .zip(ready)
+                .filter_map(|((_, _, wait), is_ready)| is_ready.then_some(wait))
+                .collect();
+            (own.0, own.1, clients)
         };
         if ended {
             return Ok(());
         }
         for (relay, ready) in relays.iter_mut().zip(ready) {
             if ready {
-                relay.pump(log);
+                relay.pump(log, tee);
             }
         }
+        tee.handle(clients);
     }
 }

@@ -41,6 +41,9 @@ pub struct ContainerSpec {
     pub resources: Resources,
     /// What it may do.
     pub security: Security,
+    /// The container's standard input and terminal.
+    #[serde(default)]
+    pub stdio: Stdio,
     /// The pod's namespaces.
     pub sandbox: Sandbox,
     /// Absolute path in every cgroup hierarchy: `/pinnace/pod<uid>/<container>-<attempt>`.
@@ -174,6 +177,15 @@ pub struct Security {
     pub capabilities_add: Vec<String>,
     /// Capabilities taken away; `ALL` for every one.
     pub capabilities_drop: Vec<String>,
+}
+
+/// A container's standard input and terminal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stdio {
+    /// Standard input stays open and can be attached to; `/dev/null` otherwise.
+    pub stdin: bool,
+    /// Standard input ends with the first client that has sent any.
+    pub stdin_once: bool,
 }
 
 /// The namespaces of the pod, as nsfs bind mounts, and what its containers share.

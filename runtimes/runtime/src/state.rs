@@ -173,6 +173,11 @@ pub trait Runtime: Send + Sync + 'static {
         request: ExecRequest,
     ) -> BoxFuture<'_, Result<ExecHandle, RuntimeError>>;
 
+    /// The standard streams of a container that runs: what it writes from now
+    /// on, and with `stdin` what it reads, where its spec lets it. The handle's
+    /// exit code is the container's; dropping it leaves the container alone.
+    fn attach(&self, id: &str, stdin: bool) -> BoxFuture<'_, Result<ExecHandle, RuntimeError>>;
+
     /// Every container there is anything of.
     fn list(&self) -> Vec<String>;
 

@@ -33,6 +33,7 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::attach;
 use crate::cgroup::Hierarchies;
 use crate::dir::{ContainerDir, EndedFile, GONE, UNSEEN, is_valid_id};
 use crate::exec::{self, ExecHandle, ExecRequest};
@@ -172,6 +173,17 @@ impl Runtime for ShimRuntime {
             }
             exec::exec(&self.inner.command, self.inner.dir(&id), id, request).await
         })
+    }
+
+    fn attach(&self, id: &str, stdin: bool) -> BoxFuture<'_, Result<ExecHandle, RuntimeError>> {
+        let result = if is_valid_id(id) {
+            let (runtime, observed) = (self.clone(), id.to_owned());
+            let observe = move || runtime.observe(&observed);
+            attach::attach(self.inner.dir(id), id.to_owned(), stdin, observe, self.changes())
+        } else {
+            Err(RuntimeError::BadId(id.to_owned()))
+        };
+        Box::pin(std::future::ready(result))
     }
 
     fn list(&self) -> Vec<String> {

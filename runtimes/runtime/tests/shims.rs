@@ -11,9 +11,11 @@ use std::time::Duration;
 
 use pinnace_runtime::dir::ContainerDir;
 use pinnace_runtime::{
-    ContainerSpec, Exit, LaunchError, Launcher, Observed, Pid, Resources, Runtime, RuntimeError,
-    Sandbox, Security, ShimCommand, ShimRuntime, User, Workload, reason, shim_main,
+    ContainerSpec, ExecHandle, Exit, LaunchError, Launcher, Observed, Pid, Resources, Runtime,
+    RuntimeError, Sandbox, Security, ShimCommand, ShimRuntime, Stdio as Stdin, User, Workload,
+    reason, shim_main,
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -24,12 +26,14 @@ impl Launcher for Plain {
     fn launch(
         &self,
         spec: &ContainerSpec,
-        _: &Path,
+        dir: &Path,
         out: OwnedFd,
         err: OwnedFd,
     ) -> Result<Pid, LaunchError> {
+        let stdin = pinnace_runtime::attach::container_stdin(spec, dir).unwrap();
         let child = Command::new(&spec.args[0])
             .args(&spec.args[1..])
+            .stdin(stdin.map_or_else(Stdio::null, Stdio::from))
             .stdout(Stdio::from(out))
             .stderr(Stdio::from(err))
             .spawn();
@@ -57,6 +61,10 @@ fn main() -> ExitCode {
             ids_never_leave_the_folder().await;
             many_start_at_once().await;
             what_is_removed_while_a_shim_is_on_its_way_stays_removed().await;
+            clients_are_shown_output_and_give_input().await;
+            input_that_is_given_once_ends_with_its_client().await;
+            a_client_that_does_not_read_holds_up_nobody().await;
+            a_client_outlives_the_shim().await;
         };
         tokio::time::timeout(DEADLINE * 3, all).await.unwrap();
     });
@@ -97,6 +105,7 @@ impl Machine {
             mounts: vec![],
             resources: Resources::default(),
             security: Security::default(),
+            stdio: pinnace_runtime::Stdio::default(),
             sandbox: Sandbox::default(),
             cgroup: format!("/pinnace-no-such-group/{id}"),
             log: self.log(id),
@@ -305,4 +314,92 @@ fn processes_of(machine: &Machine, id: &str) -> Vec<i32> {
         }
     }
     found
+}
+
+async fn read_until(handle: &mut ExecHandle, expected: &str) -> String {
+    let (mut text, mut bytes) = (String::new(), [0; 4096]);
+    while !text.contains(expected) {
+        let reader = handle.stdout.as_mut().unwrap();
+        let n = tokio::time::timeout(DEADLINE, reader.read(&mut bytes)).await.unwrap().unwrap();
+        assert_ne!(n, 0, "{text:?} without {expected:?}");
+        text.push_str(&String::from_utf8_lossy(&bytes[..n]));
+    }
+    text
+}
+
+async fn write(handle: &mut ExecHandle, text: &str) {
+    handle.stdin.as_mut().unwrap().write_all(text.as_bytes()).await.unwrap();
+}
+
+async fn clients_are_shown_output_and_give_input() {
+    let machine = Machine::new();
+    let script = "while read line; do echo \"got $line\"; [ $line = end ] && exit 9; done; exit 1";
+    let mut spec = machine.spec("a-0", script);
+    spec.stdio = Stdin { stdin: true, stdin_once: false };
+    machine.runtime.start(spec).await.unwrap();
+    let mut first = machine.runtime.attach("a-0", true).await.unwrap();
+    let mut second = machine.runtime.attach("a-0", true).await.unwrap();
+    write(&mut first, "one\n").await;
+    read_until(&mut first, "got one\n").await;
+    read_until(&mut second, "got one\n").await;
+    // Input goes on with the next client.
+    drop(first);
+    write(&mut second, "two\nend\n").await;
+    read_until(&mut second, "got two\ngot end\n").await;
+    assert_eq!(second.wait().await.unwrap(), 9);
+    let log = fs::read_to_string(machine.log("a-0")).unwrap();
+    assert_eq!(log.matches(" stdout F got ").count(), 3, "{log}");
+    match machine.runtime.attach("a-0", true).await {
+        Err(RuntimeError::NotRunning(id)) => assert_eq!(id, "a-0"),
+        other => panic!("{other:?}"),
+    }
+    passed("clients_are_shown_output_and_give_input");
+}
+
+async fn input_that_is_given_once_ends_with_its_client() {
+    let machine = Machine::new();
+    let mut spec = machine.spec("a-0", "cat; exit 7");
+    spec.stdio = Stdin { stdin: true, stdin_once: true };
+    machine.runtime.start(spec).await.unwrap();
+    let mut client = machine.runtime.attach("a-0", true).await.unwrap();
+    write(&mut client, "hello\n").await;
+    read_until(&mut client, "hello\n").await;
+    drop(client);
+    assert_eq!(machine.exit_of("a-0").await.code, 7);
+    passed("input_that_is_given_once_ends_with_its_client");
+}
+
+async fn a_client_that_does_not_read_holds_up_nobody() {
+    let machine = Machine::new();
+    let go = machine.folder.path().join("go");
+    let script = format!(
+        "until [ -e {} ]; do sleep 0.01; done; seq 500000; echo last; exit 3",
+        go.display()
+    );
+    machine.runtime.start(machine.spec("a-0", &script)).await.unwrap();
+    let idle = machine.runtime.attach("a-0", false).await.unwrap();
+    fs::write(go, "").unwrap();
+    // It ends although nobody takes what the client was sent.
+    assert_eq!(machine.exit_of("a-0").await.code, 3);
+    let log = fs::read_to_string(machine.log("a-0")).unwrap();
+    assert!(log.ends_with(" stdout F last\n"), "{}", &log[log.len().saturating_sub(200)..]);
+    drop(idle);
+    passed("a_client_that_does_not_read_holds_up_nobody");
+}
+
+async fn a_client_outlives_the_shim() {
+    let machine = Machine::new();
+    let mut spec = machine.spec("a-0", "while read line; do echo \"got $line\"; done");
+    spec.stdio = Stdin { stdin: true, stdin_once: false };
+    machine.runtime.start(spec).await.unwrap();
+    let mut client = machine.runtime.attach("a-0", true).await.unwrap();
+    write(&mut client, "one\n").await;
+    read_until(&mut client, "got one\n").await;
+    let first = machine.dir("a-0").shim().unwrap();
+    kill_9(first);
+    until("another shim", || machine.dir("a-0").shim().is_some_and(|shim| shim != first)).await;
+    write(&mut client, "two\n").await;
+    read_until(&mut client, "got two\n").await;
+    machine.runtime.remove("a-0").await.unwrap();
+    passed("a_client_outlives_the_shim");
 }

@@ -14,9 +14,10 @@ use super::wait::{block_on, until};
 const PORT: u16 = 5000;
 
 /// The names under which the images have busybox.
-const COMMANDS: [&str; 24] = [
+const COMMANDS: [&str; 31] = [
     "cat", "cp", "dd", "echo", "env", "grep", "head", "hostname", "httpd", "id", "ip", "kill",
     "ls", "mknod", "mount", "nc", "printenv", "ps", "seq", "sh", "sleep", "touch", "true", "wget",
+    "md5sum", "mkdir", "stty", "tar", "test", "tty", "rm",
 ];
 
 /// A registry at the hub.

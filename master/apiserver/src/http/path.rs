@@ -147,6 +147,11 @@ impl Query {
         Some(found.1.as_str()).filter(|value| !value.is_empty())
     }
 
+    /// All values of `key`, in order.
+    pub(super) fn all(&self, key: &str) -> Vec<String> {
+        self.0.iter().filter(|(k, _)| k == key).map(|(_, value)| value.clone()).collect()
+    }
+
     pub(super) fn flag(&self, key: &str) -> Result<bool, Status> {
         match self.0.iter().find(|(k, _)| k == key).map(|(_, value)| value.as_str()) {
             None | Some("false" | "0" | "False" | "FALSE" | "f" | "F") => Ok(false),

@@ -17,7 +17,7 @@ use super::negotiate::{Form, accepts_gzip, form};
 use super::path::{ResourcePath, propagation};
 use super::requests::Asked;
 use super::table::{self, Include};
-use super::{State, body, reviews, watch};
+use super::{State, body, reviews, streams, watch};
 use crate::fields;
 use crate::logs::LogRequest;
 use crate::object;
@@ -69,6 +69,8 @@ pub(super) async fn handle(
         (Verb::List, _) => request.list(),
         (Verb::Get, "scale") => request.get_scale(),
         (Verb::Get, "log") => request.log().await,
+        (Verb::Get | Verb::Create, "exec" | "attach") => streams::command(&request, verb).await,
+        (Verb::Get | Verb::Create, "portforward") => streams::forward(&request, verb).await,
         (Verb::Get, _) => request.get(),
         (Verb::Delete, _) => request.delete(incoming).await,
         (Verb::DeleteCollection, _) => request.delete_collection(incoming).await,
@@ -83,14 +85,14 @@ pub(super) async fn handle(
     }
 }
 
-struct Request<'a> {
-    state: &'a Arc<State>,
-    asked: &'a Asked,
-    at: &'a ResourcePath,
+pub(super) struct Request<'a> {
+    pub(super) state: &'a Arc<State>,
+    pub(super) asked: &'a Asked,
+    pub(super) at: &'a ResourcePath,
 }
 
 impl<'a> Request<'a> {
-    fn target(&self) -> Target<'a> {
+    pub(super) fn target(&self) -> Target<'a> {
         Target {
             resource: self.at.resource,
             namespace: &self.at.namespace,

@@ -1,6 +1,8 @@
 //! Paths below an object that are not a part of it: scale, binding, eviction
 //! and log.
 
+use std::sync::Arc;
+
 use api::resource::Verb;
 use api::selector::LabelSelector;
 use serde_json::{Map, Value, json};
@@ -14,6 +16,7 @@ use crate::logs::{LogRequest, LogStream};
 use crate::object::{self, Encoded};
 use crate::options::{DeleteOptions, WriteOptions};
 use crate::status::{Cause, Status};
+use crate::streams::{CommandRequest, CommandStream, Forwarder, StreamSource, StreamTarget};
 
 impl Api {
     /// The `Scale` of a workload, as JSON.
@@ -163,6 +166,74 @@ impl Api {
         logs.open(request).await
     }
 
+    /// Runs a command in a container, or attaches to it.
+    ///
+    /// # Errors
+    /// `NotFound`, `BadRequest` where the pod has no such container or the
+    /// request no command, `ServiceUnavailable` where the node is not reached.
+    pub async fn open_command(
+        &self,
+        who: &Identity,
+        verb: Verb,
+        target: &Target<'_>,
+        container: &str,
+        mut request: CommandRequest,
+    ) -> Result<CommandStream, Status> {
+        let pod = self.reach(who, verb, target)?;
+        if request.args.as_ref().is_some_and(Vec::is_empty) {
+            let problem = "you must specify at least one command for the container";
+            return Err(Status::bad_request(problem));
+        }
+        if !(request.stdin || request.stdout || request.stderr) {
+            let problem = "you must specify at least one of stdin, stdout, stderr";
+            return Err(Status::bad_request(problem));
+        }
+        request.target = stream_target(target, &pod)?;
+        request.target.container = choose_container(target.name, &pod, container)?;
+        self.streams()?.command(request).await
+    }
+
+    /// Reaches the ports of a pod.
+    ///
+    /// # Errors
+    /// `NotFound`, `BadRequest` where it has no node, `ServiceUnavailable` where
+    /// the node is not reached.
+    pub async fn open_forward(
+        &self,
+        who: &Identity,
+        verb: Verb,
+        target: &Target<'_>,
+    ) -> Result<Arc<dyn Forwarder>, Status> {
+        let pod = self.reach(who, verb, target)?;
+        self.streams()?.forward(stream_target(target, &pod)?).await
+    }
+
+    /// Whether somebody may reach into a pod.
+    ///
+    /// # Errors
+    /// `Unauthorized`, `Forbidden`.
+    pub fn authorize_reach(
+        &self,
+        who: &Identity,
+        verb: Verb,
+        target: &Target<'_>,
+    ) -> Result<(), Status> {
+        self.authorize(who, verb, target)
+    }
+
+    /// The pod, for whoever may reach into it.
+    fn reach(&self, who: &Identity, verb: Verb, target: &Target<'_>) -> Result<Value, Status> {
+        self.authorize(who, verb, target)?;
+        let main = Target { subresource: "", ..*target };
+        let (pod, _) = self.read(&main)?.ok_or_else(|| main.not_found())?;
+        Ok(pod)
+    }
+
+    fn streams(&self) -> Result<&Arc<dyn StreamSource>, Status> {
+        let problem = "containers cannot be reached: no link to the nodes";
+        self.inner.streams.get().ok_or_else(|| Status::unavailable(problem))
+    }
+
     /// Changes a stored object without the rules for clients; for what the server decides.
     async fn modify_raw(
         &self,
@@ -204,6 +275,29 @@ fn set_scheduled(pod: &mut Value) {
         Some(condition) => *condition = scheduled,
         None => conditions.push(scheduled),
     }
+}
+
+fn stream_target(target: &Target<'_>, pod: &Value) -> Result<StreamTarget, Status> {
+    let node = object::text(pod, &["spec", "nodeName"]).to_owned();
+    let phase = object::text(pod, &["status", "phase"]);
+    if matches!(phase, "Succeeded" | "Failed") {
+        return Err(Status::bad_request(format!(
+            "cannot exec into or attach to a container in a completed pod; current phase is {phase}"
+        )));
+    }
+    if node.is_empty() {
+        return Err(Status::bad_request(format!(
+            "pod {} does not have a host assigned",
+            target.name
+        )));
+    }
+    Ok(StreamTarget {
+        namespace: target.namespace.to_owned(),
+        pod: target.name.to_owned(),
+        pod_uid: object::meta(pod, "uid").to_owned(),
+        node,
+        container: String::new(),
+    })
 }
 
 /// The container that is meant: the only one, the annotated one, or the one named.

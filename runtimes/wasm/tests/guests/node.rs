@@ -193,6 +193,7 @@ impl<'a> Node<'a> {
             mounts: vec![mount("read-only", "/config", true), mount("writable", "/data", false)],
             resources: Resources::default(),
             security: Security::default(),
+            stdio: runtime::Stdio::default(),
             sandbox: Sandbox {
                 hostname: "trial".to_owned(),
                 net: self.path("ns/net"),

@@ -86,7 +86,7 @@ pub struct Worker {
 /// What a task of the worker comes back with.
 #[derive(Debug)]
 enum Return {
-    Step(Done),
+    Step(Box<Done>),
     Probe(Question, Answer),
 }
 
@@ -232,7 +232,7 @@ impl Worker {
             };
             let result = hooks.perform(step, context, &progress).await;
             // The worker is gone only when the agent stops.
-            let _ = done.send(Return::Step(result)).await;
+            let _ = done.send(Return::Step(Box::new(result))).await;
         });
     }
 
@@ -242,7 +242,7 @@ impl Worker {
 
     async fn hear(&mut self, result: Return) {
         match result {
-            Return::Step(done) => self.take(done).await,
+            Return::Step(done) => self.take(*done).await,
             Return::Probe(question, answer) => {
                 let wanted = self.desired.container(&question.container);
                 let Some(probe) = wanted.and_then(|wanted| question.kind.of(wanted)) else {

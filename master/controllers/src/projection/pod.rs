@@ -257,7 +257,7 @@ mod tests {
         let demand = &pod.demand;
         assert_eq!((demand.requests.cpu_millis, demand.requests.memory_bytes), (1100, 64 << 20));
         assert_eq!(demand.requests.extended("gpio.board/17"), 1);
-        assert!(demand.oci && !demand.wasm && !pod.images_known);
+        assert!(demand.oci && !demand.wasm);
         assert_eq!(demand.affinity.len(), 2);
         assert!(!demand.affinity[1].iter().all(|r| r.matches(Some("board-1"))));
         assert_eq!(demand.tolerations[0].seconds, Some(300));

@@ -27,6 +27,10 @@ use wire::set::{BodyV1, ItemV1, NodeConfigV1};
 
 pub use status::pod_status;
 
+/// Where Services and pods have their names.
+const CLUSTER_DOMAIN: &str = "cluster.local";
+/// Longest host name of Linux.
+const HOSTNAME_BYTES_MAX: usize = 64;
 /// Seconds a pod gets to stop where it does not say.
 const DEFAULT_GRACE_S: u32 = 30;
 
@@ -122,6 +126,7 @@ pub fn pod(object: &Value) -> Result<LoweredPod, LowerError> {
         // Annotations can be large, and only the downward API reads them on a node.
         annotations: if shows_annotations { pairs(&metadata.annotations) } else { Vec::new() },
         hostname: hostname(&read),
+        fqdn: fqdn(&read),
         service_account: spec.service_account_name.clone(),
         init_containers,
         containers,
@@ -234,8 +239,24 @@ fn seconds(grace: Option<i64>) -> u32 {
     grace.map_or(DEFAULT_GRACE_S, |grace| u32::try_from(grace.max(0)).unwrap_or(u32::MAX))
 }
 
-/// The host name: the pod's own, else its name up to the 63 characters of a label.
+/// The name in the cluster's DNS, for a pod in a subdomain.
+fn fqdn(pod: &PodView) -> String {
+    let (spec, namespace) = (&pod.spec, &pod.metadata.namespace);
+    if spec.subdomain.is_empty() {
+        return String::new();
+    }
+    format!("{}.{}.{namespace}.svc.{CLUSTER_DOMAIN}", short_hostname(pod), spec.subdomain)
+}
+
+/// The host name, which is the whole name where the pod asks for that.
 fn hostname(pod: &PodView) -> String {
+    let whole = fqdn(pod);
+    let is_asked = pod.spec.set_hostname_as_fqdn && !whole.is_empty();
+    if is_asked && whole.len() <= HOSTNAME_BYTES_MAX { whole } else { short_hostname(pod) }
+}
+
+/// The pod's own name for its host, else its name up to the 63 characters of a label.
+fn short_hostname(pod: &PodView) -> String {
     if !pod.spec.hostname.is_empty() {
         return pod.spec.hostname.clone();
     }

@@ -28,6 +28,8 @@ mod kubectl_matrix;
 #[cfg(test)]
 mod node_port;
 #[cfg(test)]
+mod pod_settings;
+#[cfg(test)]
 mod sim;
 #[cfg(test)]
 mod tidy;

@@ -39,6 +39,7 @@ fn pod() -> PodV1 {
         labels: vec![("app".into(), "web".into())],
         annotations: vec![],
         hostname: "web".into(),
+        fqdn: String::new(),
         service_account: "default".into(),
         init_containers: vec![ContainerV1 {
             restart_policy: Some(RestartPolicyV1::Always),

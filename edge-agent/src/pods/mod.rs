@@ -28,7 +28,7 @@ pub(crate) mod tests;
 pub mod worker;
 
 pub use apply::{Happening, Outcome, Seen};
-pub use desired::{Desired, Eviction, KeySet, Keys, missing};
+pub use desired::{Desired, Eviction, KeySet, Keys, missing, volume_versions};
 pub use owner::fresh_state;
 pub use plan::{Plan, Signal, Step, finished, finished_phase, plan};
 pub use state::{

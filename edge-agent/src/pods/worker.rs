@@ -176,7 +176,12 @@ impl Worker {
         self.desired.settle_eviction(&mut self.state);
         if let Some(eviction) = self.state.eviction.as_ref().filter(|_| !was_evicted) {
             let (container, message) = (String::new(), eviction.message.clone());
-            let happening = Happening { container, warning: true, reason: "Evicted", message };
+            let reason = match eviction.reason.as_str() {
+                "SysctlForbidden" => "SysctlForbidden",
+                "PrivilegedForbidden" => "PrivilegedForbidden",
+                _ => "Evicted",
+            };
+            let happening = Happening { container, warning: true, reason, message };
             self.say(vec![happening]).await;
         }
     }

@@ -32,7 +32,8 @@ pub use exec::{
 pub use process::now_ms;
 pub use shim::{Launcher, shim_main};
 pub use spec::{
-    ArtifactSignature, ContainerSpec, Mount, Resources, Sandbox, Security, User, Workload,
+    ArtifactSignature, ContainerSpec, Mount, PidNamespace, Propagation, Resources, Sandbox,
+    Seccomp, Security, User, Workload,
     oom_score_adj,
 };
 pub use state::{

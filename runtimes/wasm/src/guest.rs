@@ -118,7 +118,7 @@ fn prepare(dir: &Path) -> Result<Ready, LaunchError> {
         .build()
         .map_err(|err| failure(reason::CREATE_CONTAINER_ERROR, err))?;
     advance_epoch_on_sigterm(&engine);
-    confine::drop_privileges(uid, gid, &writable)
+    confine::drop_privileges(uid, gid, &config.user.groups, &writable)
         .map_err(|err| failure(reason::CREATE_CONTAINER_ERROR, err))?;
     let limits = Limits::new(config.resources.memory_limit_bytes);
     Ok(Ready { runtime, engine, code, wasi, limits, oom })

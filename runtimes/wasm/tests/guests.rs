@@ -193,6 +193,7 @@ impl<'a> Node<'a> {
             source: self.path(source),
             destination: destination.to_owned(),
             read_only,
+            ..Mount::default()
         };
         ContainerSpec {
             id: format!("pod-{name}-0"),

@@ -18,12 +18,12 @@ fn volumes_show_what_they_name_and_follow_it() {
     std::fs::create_dir(&shared).unwrap();
     std::fs::write(shared.join("from-host"), "host\n").unwrap();
     let lines = "
-        id -G; stat -c '%g %a' /cache /config/..data/color /secret/..data/word
+        id -G; busybox stat -c '%g %a' /cache /config/..data/color /secret/..data/word
         touch /config/x 2>/dev/null || echo config is read-only
         cat /api/name /api/labels; echo
         cat /all/word /all/color /all/where; echo
         cat /host/from-host; echo pod >/host/from-pod; touch /ro/x 2>/dev/null || echo host is read-only
-        grep ' /secret ' /proc/mounts | cut -d' ' -f3; grep ' /memory ' /proc/mounts | cut -d' ' -f3
+        grep ' /secret ' /proc/mounts | busybox cut -d' ' -f3; grep ' /memory ' /proc/mounts | busybox cut -d' ' -f3
         dd if=/dev/zero of=/memory/big bs=1M count=4 2>/dev/null || echo memory is full
         echo mine >/own/file
         old=; while true; do new=\"$(cat /config/color /secret/word /api/labels)\"
@@ -122,7 +122,7 @@ fn a_pod_gets_of_the_host_what_it_asks_for() {
         check(log == "pause\nend\n", || log.clone())
     });
 
-    let mut pod = shell("mighty", "grep -E '^(Seccomp|CapEff)' /proc/self/status; mount -t tmpfs x /mnt && echo mounted");
+    let mut pod = shell("mighty", "grep -E '^(Seccomp|CapEff)' /proc/self/status; busybox mkdir /m; mount -t tmpfs x /m && echo mounted");
     pod["spec"]["containers"][0]["securityContext"] = json!({"privileged": true});
     pod["spec"]["hostPID"] = json!(true);
     let log = seen(&world, &pod);

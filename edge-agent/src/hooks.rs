@@ -411,11 +411,9 @@ fn groups(pod: &PodV1) -> Vec<u32> {
 /// What a pod as a whole gets: its share of the CPU is what its containers ask
 /// for together, or one of its init containers alone.
 fn pod_resources(pod: &PodV1, pids_max: u64) -> Resources {
-    let request = |containers: &[ContainerV1]| {
-        containers.iter().map(|container| container.resources.cpu_request_millis)
-    };
-    let together: u64 = request(&pod.containers).sum();
-    let alone = request(&pod.init_containers).max().unwrap_or(0);
+    let request = |container: &ContainerV1| container.resources.cpu_request_millis;
+    let together: u64 = pod.containers.iter().map(request).sum();
+    let alone = pod.init_containers.iter().map(request).max().unwrap_or(0);
     Resources { cpu_request_millis: together.max(alone), pids_max, ..Resources::default() }
 }
 

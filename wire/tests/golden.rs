@@ -316,6 +316,7 @@ fn samples() -> Vec<Message> {
                 memory_bytes: 1 << 30,
                 disk_bytes: 1 << 34,
                 pods_max: 110,
+                resources: vec![("pinnace.io/gpio".into(), 1)],
                 oci: true,
                 wasm: Some(WasmTargetV1 {
                     engine: "48".into(),

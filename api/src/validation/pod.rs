@@ -79,7 +79,8 @@ pub(super) fn spec(path: &Path<'_>, spec: &Fields, place: Place, errors: &mut Er
 fn sysctls(path: &Path<'_>, context: &Fields, errors: &mut Errors) {
     let mut seen = HashSet::new();
     for (n, sysctl) in objects(context, "sysctls") {
-        let at = path.index(n).field("name");
+        let parent = path.index(n);
+        let at = parent.field("name");
         let name = text(sysctl, "name");
         let is_segment = |part: &str| {
             let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());

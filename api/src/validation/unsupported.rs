@@ -60,8 +60,6 @@ const POD_WARNED: &[Line] = &[
     ("readinessGates", When::Set, "they are never waited for"),
     ("schedulingGates", When::Set, "they are never waited for"),
     ("activeDeadlineSeconds", When::Set, "the pod runs on"),
-        "the pod uses the resolvers of its node",
-    ),
     ("imagePullSecrets", When::Set, "images are pulled without credentials"),
     ("priorityClassName", When::Set, "no pod is preempted"),
     ("resourceClaims", When::Set, "devices are requested as resources"),
@@ -111,7 +109,6 @@ const VOLUME_WARNED: &[Line] = &[
 ];
 /// What to say about every other source.
 const VOLUME_OTHER: &str = "the folder stays empty";
-
 
 /// Warned about in a source of a projected volume.
 const PROJECTION_WARNED: &[Line] = &[

@@ -58,13 +58,10 @@ fn projected<'a>(
         }
         ProjectionV1::Downward(items) => downward(pod, items, default_mode, sources),
         ProjectionV1::Token { audience, expiration_s, path } => {
-            let token =
-                sources.tokens.get(&(audience.clone(), *expiration_s)).ok_or_else(|| {
-                    VolumeError::Missing(format!(
-                        "no token of ServiceAccount {:?} has been issued yet",
-                        pod.service_account
-                    ))
-                })?;
+            // Admission has warned where none is issued; the other files are there.
+            let Some(token) = sources.tokens.get(&(audience.clone(), *expiration_s)) else {
+                return Ok(Vec::new());
+            };
             let user = single_user(pod);
             // As the kubelet has it: readable by whom it is given to, else by all.
             let is_given = user.is_some() || pod.security.fs_group.is_some();

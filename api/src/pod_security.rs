@@ -182,9 +182,10 @@ fn quoted<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
 
 impl<'a> Pod<'a> {
     fn context(&self) -> &'a Fields {
-        self.spec.get("securityContext").and_then(Value::as_object).unwrap_or_else(|| {
-            object(&Value::Null, "")
-        })
+        self.spec
+            .get("securityContext")
+            .and_then(Value::as_object)
+            .unwrap_or_else(|| object(&Value::Null, ""))
     }
 
     fn containers(&self) -> impl Iterator<Item = &'a Value> {
@@ -203,9 +204,8 @@ impl<'a> Pod<'a> {
     }
 
     fn privilege_escalation(&self) -> Option<String> {
-        let bad = self.those(|one| {
-            context(one).get("allowPrivilegeEscalation") != Some(&Value::Bool(false))
-        });
+        let bad = self
+            .those(|one| context(one).get("allowPrivilegeEscalation") != Some(&Value::Bool(false)));
         let rest = "must set securityContext.allowPrivilegeEscalation=false";
         Self::say(&bad, "allowPrivilegeEscalation != false", rest)
     }
@@ -322,7 +322,8 @@ impl<'a> Pod<'a> {
     }
 
     fn proc_mount(&self) -> Option<String> {
-        let kind = |one: &Value| context(one).get("procMount").and_then(Value::as_str).map(str::to_owned);
+        let kind =
+            |one: &Value| context(one).get("procMount").and_then(Value::as_str).map(str::to_owned);
         let bad = self.those(|one| kind(one).is_some_and(|kind| kind != "Default"));
         Self::say(&bad, "procMount", "must not set securityContext.procMount to \"Unmasked\"")
     }
@@ -403,11 +404,7 @@ impl<'a> Pod<'a> {
         if bad.is_empty() && (of_pod.is_none() || is_good(of_pod)) {
             return None;
         }
-        let who = if bad.is_empty() {
-            "pod".to_owned()
-        } else {
-            format!("pod or {}", named(&bad))
-        };
+        let who = if bad.is_empty() { "pod".to_owned() } else { format!("pod or {}", named(&bad)) };
         Some(format!(
             "seccompProfile ({who} must set securityContext.seccompProfile.type to \
              \"RuntimeDefault\" or \"Localhost\")"
@@ -425,11 +422,16 @@ impl<'a> Pod<'a> {
 
     fn host_process(&self) -> Option<String> {
         let is_bad = |fields: &Fields| {
-            fields.get("windowsOptions").and_then(Value::as_object)
+            fields
+                .get("windowsOptions")
+                .and_then(Value::as_object)
                 .is_some_and(|options| is_true(options, "hostProcess"))
         };
         let bad = is_bad(self.context()) || self.containers().any(|one| is_bad(context(one)));
-        bad.then(|| "hostProcess (pod must not set securityContext.windowsOptions.hostProcess=true)".to_owned())
+        bad.then(|| {
+            "hostProcess (pod must not set securityContext.windowsOptions.hostProcess=true)"
+                .to_owned()
+        })
     }
 }
 
@@ -466,29 +468,43 @@ mod tests {
                 p["spec"]["hostPID"] = json!(true);
             }),
             (Baseline, "host namespaces (hostIPC=true)", |p| p["spec"]["hostIPC"] = json!(true)),
-            (Baseline, "privileged (container \"c\" must not set securityContext.privileged=true)", |p| {
-                own(p)["privileged"] = json!(true);
-            }),
+            (
+                Baseline,
+                "privileged (container \"c\" must not set securityContext.privileged=true)",
+                |p| {
+                    own(p)["privileged"] = json!(true);
+                },
+            ),
             (Baseline, "privileged (container \"i\" must not", |p| {
                 let mut init = p["spec"]["containers"][0].clone();
                 init["name"] = json!("i");
                 init["securityContext"]["privileged"] = json!(true);
                 p["spec"]["initContainers"] = json!([init]);
             }),
-            (Baseline, "must not include \"NET_ADMIN\", \"SYS_ADMIN\" in securityContext.capabilities.add)", |p| {
-                own(p)["capabilities"]["add"] = json!(["SYS_ADMIN", "NET_ADMIN"]);
+            (
+                Baseline,
+                "must not include \"NET_ADMIN\", \"SYS_ADMIN\" in securityContext.capabilities.add)",
+                |p| {
+                    own(p)["capabilities"]["add"] = json!(["SYS_ADMIN", "NET_ADMIN"]);
+                },
+            ),
+            (Baseline, "(volume \"v\"", |p| {
+                p["spec"]["volumes"] = json!([{"name": "v", "hostPath": {"path": "/"}}])
             }),
-            (Baseline, "(volume \"v\"", |p| p["spec"]["volumes"] = json!([{"name": "v", "hostPath": {"path": "/"}}])),
             (Baseline, "hostPort (container \"c\" uses hostPort 80)", |p| {
-                p["spec"]["containers"][0]["ports"] = json!([{"containerPort": 80, "hostPort": 80}]);
+                p["spec"]["containers"][0]["ports"] =
+                    json!([{"containerPort": 80, "hostPort": 80}]);
             }),
             (Baseline, "probe or lifecycle host", |p| {
-                p["spec"]["containers"][0]["livenessProbe"] = json!({"httpGet": {"host": "10.0.0.1"}});
+                p["spec"]["containers"][0]["livenessProbe"] =
+                    json!({"httpGet": {"host": "10.0.0.1"}});
             }),
             (Baseline, "AppArmor", |p| own(p)["appArmorProfile"] = json!({"type": "Unconfined"})),
             (Baseline, "seLinuxOptions", |p| own(p)["seLinuxOptions"] = json!({"type": "spc_t"})),
             (Baseline, "procMount", |p| own(p)["procMount"] = json!("Unmasked")),
-            (Baseline, "seccompProfile", |p| own(p)["seccompProfile"] = json!({"type": "Unconfined"})),
+            (Baseline, "seccompProfile", |p| {
+                own(p)["seccompProfile"] = json!({"type": "Unconfined"})
+            }),
             (Baseline, "seccompProfile", |p| {
                 p["spec"]["securityContext"]["seccompProfile"] = json!({"type": "Unconfined"});
             }),
@@ -497,24 +513,38 @@ mod tests {
                     {"name": "kernel.msgmax"}, {"name": "net.ipv4.tcp_syncookies"}]);
             }),
             (Baseline, "hostProcess", |p| own(p)["windowsOptions"] = json!({"hostProcess": true})),
-            (Restricted, "restricted volume types (volume \"v\" uses restricted volume type \"nfs\")", |p| {
-                p["spec"]["volumes"] = json!([{"name": "v", "nfs": {}}]);
-            }),
+            (
+                Restricted,
+                "restricted volume types (volume \"v\" uses restricted volume type \"nfs\")",
+                |p| {
+                    p["spec"]["volumes"] = json!([{"name": "v", "nfs": {}}]);
+                },
+            ),
             (Restricted, "allowPrivilegeEscalation != false (container \"c\" must set", |p| {
                 own(p)["allowPrivilegeEscalation"] = Value::Null;
             }),
             (Restricted, "runAsNonRoot != true (pod or container \"c\" must set", |p| {
                 own(p)["runAsNonRoot"] = json!(false);
             }),
-            (Restricted, "runAsUser=0 (container \"c\" must not set runAsUser=0)", |p| own(p)["runAsUser"] = json!(0)),
-            (Restricted, "runAsUser=0 (pod must not", |p| p["spec"]["securityContext"]["runAsUser"] = json!(0)),
+            (Restricted, "runAsUser=0 (container \"c\" must not set runAsUser=0)", |p| {
+                own(p)["runAsUser"] = json!(0)
+            }),
+            (Restricted, "runAsUser=0 (pod must not", |p| {
+                p["spec"]["securityContext"]["runAsUser"] = json!(0)
+            }),
             (Restricted, "seccompProfile (pod or container \"c\" must set", |p| {
                 p["spec"]["securityContext"]["seccompProfile"] = Value::Null;
             }),
-            (Restricted, "unrestricted capabilities (container \"c\" must set securityContext.capabilities.drop=[\"ALL\"])", |p| {
-                own(p)["capabilities"] = json!({"drop": ["CHOWN"]});
+            (
+                Restricted,
+                "unrestricted capabilities (container \"c\" must set securityContext.capabilities.drop=[\"ALL\"])",
+                |p| {
+                    own(p)["capabilities"] = json!({"drop": ["CHOWN"]});
+                },
+            ),
+            (Restricted, "must not include \"CHOWN\"", |p| {
+                own(p)["capabilities"]["add"] = json!(["CHOWN"])
             }),
-            (Restricted, "must not include \"CHOWN\"", |p| own(p)["capabilities"]["add"] = json!(["CHOWN"])),
         ];
         for (level, expected, change) in table {
             let mut pod = hardened();
@@ -535,7 +565,8 @@ mod tests {
     fn what_the_standards_allow_passes() {
         assert_eq!(violations(Level::Restricted, &hardened()), None);
         let mut pod = hardened();
-        pod["spec"]["containers"][0]["securityContext"]["capabilities"]["add"] = json!(["NET_BIND_SERVICE"]);
+        pod["spec"]["containers"][0]["securityContext"]["capabilities"]["add"] =
+            json!(["NET_BIND_SERVICE"]);
         assert_eq!(violations(Level::Restricted, &pod), None);
         let plain = json!({"spec": {"containers": [{"name": "c", "image": "i"}]}});
         assert_eq!(violations(Level::Baseline, &plain), None);
@@ -546,13 +577,17 @@ mod tests {
              runAsNonRoot != true (pod or container \"c\" must set securityContext.runAsNonRoot=true), \
              seccompProfile (pod or container \"c\" must set securityContext.seccompProfile.type to \"RuntimeDefault\" or \"Localhost\")"
         );
-        assert!(violations(Level::Restricted, &json!({"spec": 1})).is_none(), "no container breaks nothing");
+        assert!(
+            violations(Level::Restricted, &json!({"spec": 1})).is_none(),
+            "no container breaks nothing"
+        );
     }
 
     #[test]
     fn a_namespace_says_its_levels() {
         let of = |value: Value| {
-            let namespace = json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": value}}});
+            let namespace =
+                json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": value}}});
             level(&namespace, "enforce")
         };
         assert_eq!(of(json!("baseline")), Level::Baseline);

@@ -70,7 +70,8 @@ impl Devices {
                 format!("this node has no devices {name:?}: its configuration names none")
             })?;
             // What the configuration no longer has cannot be held.
-            let exists = |unit: &Unit| class.units.iter().any(|nodes| nodes.first() == Some(&unit.1));
+            let exists =
+                |unit: &Unit| class.units.iter().any(|nodes| nodes.first() == Some(&unit.1));
             units.retain(|unit| unit.0 != *name || exists(unit));
             let count = usize::try_from(*count).unwrap_or(usize::MAX);
             while units.iter().filter(|unit| unit.0 == *name).count() < count {

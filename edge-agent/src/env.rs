@@ -545,7 +545,10 @@ mod tests {
                 let c = ContainerV1 {
                     env: vec![
                         literal("UP", "../.."),
-                        EnvV1 { name: "POD".into(), value: EnvValueV1::Field("metadata.name".into()) },
+                        EnvV1 {
+                            name: "POD".into(),
+                            value: EnvValueV1::Field("metadata.name".into()),
+                        },
                     ],
                     mounts: vec![mount, wire::pod::MountV1::new("w", "/w")],
                     ..container("c")

@@ -197,11 +197,8 @@ impl Policy {
     fn allows_sysctl(&self, pod: &PodV1, name: &str) -> bool {
         // Those of a namespace that the pod shares with the host are the host's.
         let namespaces = &pod.namespaces;
-        let is_own = if name.starts_with("net.") {
-            !namespaces.host_network
-        } else {
-            !namespaces.host_ipc
-        };
+        let is_own =
+            if name.starts_with("net.") { !namespaces.host_network } else { !namespaces.host_ipc };
         let matches = |pattern: &String| match pattern.strip_suffix('*') {
             Some(start) => name.starts_with(start),
             None => pattern == name,
@@ -279,7 +276,11 @@ mod tests {
     #[test]
     fn sysctls_are_safe_allowed_or_forbidden() {
         let policy = Policy {
-            allowed_unsafe_sysctls: vec!["net.core.*".into(), "kernel.msgmax".into(), "vm.*".into()],
+            allowed_unsafe_sysctls: vec![
+                "net.core.*".into(),
+                "kernel.msgmax".into(),
+                "vm.*".into(),
+            ],
             ..Policy::default()
         };
         let rejects = |name: &str, change: &dyn Fn(&mut PodV1)| {
@@ -288,10 +289,22 @@ mod tests {
             change(&mut pod);
             policy.reject(&pod).map(|eviction| eviction.reason)
         };
-        for name in ["net.ipv4.tcp_syncookies", "kernel.shm_rmid_forced", "net.core.somaxconn", "kernel.msgmax"] {
+        for name in [
+            "net.ipv4.tcp_syncookies",
+            "kernel.shm_rmid_forced",
+            "net.core.somaxconn",
+            "kernel.msgmax",
+        ] {
             assert_eq!(rejects(name, &|_| {}), None, "{name}");
         }
-        for name in ["kernel.msgmnb", "net.ipv4.ip_forward", "vm.swappiness", "kernel.panic", "net/core/x", "net..x"] {
+        for name in [
+            "kernel.msgmnb",
+            "net.ipv4.ip_forward",
+            "vm.swappiness",
+            "kernel.panic",
+            "net/core/x",
+            "net..x",
+        ] {
             assert_eq!(rejects(name, &|_| {}).as_deref(), Some("SysctlForbidden"), "{name}");
         }
         let host = |pod: &mut PodV1| pod.namespaces.host_network = true;

@@ -143,8 +143,8 @@ fn set_up_one(
 /// Gives a volume that containers write to the pod's `fsGroup`, if it has one.
 fn give(pod: &PodV1, path: &Path) -> io::Result<()> {
     let Some(group) = pod.security.fs_group else { return Ok(()) };
-    let is_settled = pod.security.fs_group_on_root_mismatch
-        && owner::is_given(path, group, Access::ReadWrite);
+    let is_settled =
+        pod.security.fs_group_on_root_mismatch && owner::is_given(path, group, Access::ReadWrite);
     if is_settled { Ok(()) } else { owner::give(path, group, Access::ReadWrite) }
 }
 
@@ -444,22 +444,36 @@ mod tests {
         };
         let source = SourceV1::ConfigMap("cfg".into());
         pod.volumes = vec![
-            volume("api", VolumeSourceV1::Downward {
-                items: vec![
-                    field("labels", "metadata.labels"),
-                    field("deep/name", "metadata.name"),
-                    DownwardItemV1 { path: "mem".into(), mode: Some(0o400), value: memory },
-                ],
-                default_mode: 0o644,
-            }),
-            volume("all", VolumeSourceV1::Projected {
-                sources: vec![
-                    ProjectionV1::Keys { source: source.clone(), items: vec![], optional: false },
-                    ProjectionV1::Downward(vec![field("ns", "metadata.namespace")]),
-                    ProjectionV1::Token { audience: String::new(), expiration_s: 3600, path: "token".into() },
-                ],
-                default_mode: 0o644,
-            }),
+            volume(
+                "api",
+                VolumeSourceV1::Downward {
+                    items: vec![
+                        field("labels", "metadata.labels"),
+                        field("deep/name", "metadata.name"),
+                        DownwardItemV1 { path: "mem".into(), mode: Some(0o400), value: memory },
+                    ],
+                    default_mode: 0o644,
+                },
+            ),
+            volume(
+                "all",
+                VolumeSourceV1::Projected {
+                    sources: vec![
+                        ProjectionV1::Keys {
+                            source: source.clone(),
+                            items: vec![],
+                            optional: false,
+                        },
+                        ProjectionV1::Downward(vec![field("ns", "metadata.namespace")]),
+                        ProjectionV1::Token {
+                            audience: String::new(),
+                            expiration_s: 3600,
+                            path: "token".into(),
+                        },
+                    ],
+                    default_mode: 0o644,
+                },
+            ),
         ];
         let sources = Sources {
             keys: keys(source, &[("k", "1"), ("ns", "hidden by the later one")]),
@@ -475,7 +489,10 @@ mod tests {
         };
         assert_eq!(read("api/labels"), "app=\"web\"\nb=\"q\\\"x\"");
         assert_eq!((read("api/deep/name"), read("api/mem")), ("web-0".into(), "3".into()));
-        assert_eq!((read("all/k"), read("all/ns"), read("all/token")), ("1".into(), "default".into(), "a.b.c".into()));
+        assert_eq!(
+            (read("all/k"), read("all/ns"), read("all/token")),
+            ("1".into(), "default".into(), "a.b.c".into())
+        );
         assert_eq!(seen("api/mem"), (0, 2000, 0o440));
         assert_eq!(seen("all/token"), (1000, 2000, 0o640));
         assert!(is_tmpfs(&at.join("all")));
@@ -498,7 +515,11 @@ mod tests {
         pod.security.fs_group = Some(2000);
         pod.security.fs_group_on_root_mismatch = true;
         let path = local.display().to_string();
-        let of = |read_only| VolumeSourceV1::Local { path: path.clone(), read_only, volume: "pv".into() };
+        let of = |read_only| VolumeSourceV1::Local {
+            path: path.clone(),
+            read_only,
+            volume: "pv".into(),
+        };
         pod.volumes = vec![
             volume("disk", VolumeSourceV1::EmptyDir { memory: false, limit_bytes: 0 }),
             volume("local", of(false)),

@@ -451,6 +451,26 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_in_a_subdomain_has_a_whole_name() {
+        let names = |host: &str, as_fqdn: bool| {
+            let mut object = manifest();
+            object["spec"]["hostname"] = json!(host);
+            object["spec"]["subdomain"] = json!("shop");
+            object["spec"]["setHostnameAsFQDN"] = json!(as_fqdn);
+            let lowered = pod(&object).unwrap();
+            let pod = body(&lowered);
+            (pod.hostname.clone(), pod.fqdn.clone())
+        };
+        let whole = "a.shop.default.svc.cluster.local".to_owned();
+        assert_eq!(names("a", false), ("a".to_owned(), whole.clone()));
+        assert_eq!(names("a", true), (whole.clone(), whole));
+        let long = "b".repeat(40);
+        assert_eq!(names(&long, true).0, long, "longer than Linux takes");
+        let lowered = pod(&manifest()).unwrap();
+        assert_eq!(body(&lowered).fqdn, "");
+    }
+
+    #[test]
     fn only_what_the_node_sees_changes_the_generation() {
         let base = pod(&manifest()).unwrap().item.generation;
         let changed = |change: &dyn Fn(&mut Value)| {

@@ -63,9 +63,13 @@ fn volumes_show_what_they_name_and_follow_it() {
     );
     assert_eq!(std::fs::read_to_string(shared.join("from-pod")).unwrap(), "pod\n");
 
-    world.kubectl_with(&["patch", "configmap", "settings", "-p", r#"{"data":{"color":"blue"}}"#], "").ok();
+    world
+        .kubectl_with(&["patch", "configmap", "settings", "-p", r#"{"data":{"color":"blue"}}"#], "")
+        .ok();
     world.log_holds("shown", "saw bluesesame");
-    world.kubectl_with(&["patch", "secret", "hidden", "-p", r#"{"stringData":{"word":"open"}}"#], "").ok();
+    world
+        .kubectl_with(&["patch", "secret", "hidden", "-p", r#"{"stringData":{"word":"open"}}"#], "")
+        .ok();
     world.log_holds("shown", "saw blueopenstage=\"one\"");
     world.kubectl("label pod shown stage=two --overwrite").ok();
     world.log_holds("shown", "saw blueopenstage=\"two\"");
@@ -88,7 +92,8 @@ fn a_pod_gets_of_the_host_what_it_asks_for() {
         world.log_holds(&pods::name(pod), "end\n")
     };
 
-    let mut pod = shell("tuned", "cat /proc/sys/net/ipv4/tcp_syncookies /proc/sys/kernel/shm_rmid_forced");
+    let mut pod =
+        shell("tuned", "cat /proc/sys/net/ipv4/tcp_syncookies /proc/sys/kernel/shm_rmid_forced");
     pod["spec"]["securityContext"] = json!({"sysctls": [
         {"name": "net.ipv4.tcp_syncookies", "value": "0"},
         {"name": "kernel.shm_rmid_forced", "value": "1"}]});
@@ -101,7 +106,8 @@ fn a_pod_gets_of_the_host_what_it_asks_for() {
     assert_eq!(pod["status"]["reason"], "SysctlForbidden", "{pod}");
     world.event_appears("unsafe", &["SysctlForbidden", "kernel.msgmax"]);
 
-    let mut pod = shell("host", "hostname; cat /etc/hosts | grep -c example; ls /sys/class/net | head -3");
+    let mut pod =
+        shell("host", "hostname; cat /etc/hosts | grep -c example; ls /sys/class/net | head -3");
     pod["spec"]["hostNetwork"] = json!(true);
     pod["spec"]["hostAliases"] = json!([{"ip": "192.0.2.9", "hostnames": ["a.example"]}]);
     let log = seen(&world, &pod);
@@ -109,7 +115,10 @@ fn a_pod_gets_of_the_host_what_it_asks_for() {
     let pod = world.pod_becomes_ready("host");
     assert_eq!(pod["status"]["podIP"], pod["status"]["hostIP"], "{pod}");
 
-    let mut pod = shell("together", "cat /proc/1/comm; until ls /proc/*/exe | grep -q . && grep -ql 4321 /proc/*/cmdline; do :; done");
+    let mut pod = shell(
+        "together",
+        "cat /proc/1/comm; until ls /proc/*/exe | grep -q . && grep -ql 4321 /proc/*/cmdline; do :; done",
+    );
     pod["spec"]["shareProcessNamespace"] = json!(true);
     let mut second = pod["spec"]["containers"][0].clone();
     second["name"] = json!("second");
@@ -122,7 +131,10 @@ fn a_pod_gets_of_the_host_what_it_asks_for() {
         check(log == "pause\nend\n", || log.clone())
     });
 
-    let mut pod = shell("mighty", "grep -E '^(Seccomp|CapEff)' /proc/self/status; busybox mkdir /m; mount -t tmpfs x /m && echo mounted");
+    let mut pod = shell(
+        "mighty",
+        "grep -E '^(Seccomp|CapEff)' /proc/self/status; busybox mkdir /m; mount -t tmpfs x /m && echo mounted",
+    );
     pod["spec"]["containers"][0]["securityContext"] = json!({"privileged": true});
     pod["spec"]["hostPID"] = json!(true);
     let log = seen(&world, &pod);
@@ -135,14 +147,20 @@ fn a_pod_gets_of_the_host_what_it_asks_for() {
     pod["metadata"]["namespace"] = json!("strict");
     pod["spec"]["containers"][0]["securityContext"] = json!({"privileged": true});
     let said = world.kubectl_with(&["create", "-f", "-"], &pod.to_string()).failed();
-    assert!(said.contains("violates PodSecurity \"baseline:latest\": privileged (container \"main\""), "{said}");
+    assert!(
+        said.contains("violates PodSecurity \"baseline:latest\": privileged (container \"main\""),
+        "{said}"
+    );
     pod["spec"]["containers"][0]["securityContext"] = json!({});
     let said = world.kubectl_with(&["create", "-f", "-"], &pod.to_string());
     assert!(format!("{said:?}").contains("would violate PodSecurity"), "{said:?}");
 
     // The board's own word goes before the cluster's.
     let config = world.agents[0].config_file();
-    write_file(&config, "allow_privileged = false\n[devices.\"pinnace.io/null\"]\nunits = [[\"/dev/fuse\"]]\n");
+    write_file(
+        &config,
+        "allow_privileged = false\n[devices.\"pinnace.io/null\"]\nunits = [[\"/dev/fuse\"]]\n",
+    );
     world.agents[0].kill();
     world.start_agent(0);
     let mut pod = shell("refused", "true");

@@ -83,12 +83,13 @@ fn sysctls(path: &Path<'_>, context: &Fields, errors: &mut Errors) {
         let at = parent.field("name");
         let name = text(sysctl, "name");
         let is_segment = |part: &str| {
-            let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+            let edge =
+                |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
             edge(part.chars().next())
                 && edge(part.chars().next_back())
-                && part.chars().all(|c| {
-                    c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_')
-                })
+                && part
+                    .chars()
+                    .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_'))
         };
         if name.is_empty() {
             errors.required(&at, "");
@@ -109,7 +110,11 @@ fn host_aliases(path: &Path<'_>, spec: &Fields, errors: &mut Errors) {
         let at = path.index(n);
         let ip = text(alias, "ip");
         if ip.parse::<std::net::IpAddr>().is_err() {
-            errors.invalid(&at.field("ip"), ip, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)");
+            errors.invalid(
+                &at.field("ip"),
+                ip,
+                "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+            );
         }
         let list = at.field("hostnames");
         for (n, name) in items(alias, "hostnames").iter().enumerate() {
@@ -125,10 +130,7 @@ fn dns(path: &Path<'_>, spec: &Fields, errors: &mut Errors) {
     let servers = items(config, "nameservers");
     let list = at.field("nameservers");
     if text(spec, "dnsPolicy") == "None" && servers.is_empty() {
-        errors.required(
-            &list,
-            "must provide at least one DNS nameserver when `dnsPolicy` is None",
-        );
+        errors.required(&list, "must provide at least one DNS nameserver when `dnsPolicy` is None");
     }
     if servers.len() > 3 {
         errors.invalid(&list, "", "must not have more than 3 nameservers");
@@ -136,7 +138,11 @@ fn dns(path: &Path<'_>, spec: &Fields, errors: &mut Errors) {
     for (n, server) in servers.iter().enumerate() {
         let server = server.as_str().unwrap_or_default();
         if server.parse::<std::net::IpAddr>().is_err() {
-            errors.invalid(&list.index(n), server, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)");
+            errors.invalid(
+                &list.index(n),
+                server,
+                "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+            );
         }
     }
     let list = at.field("searches");

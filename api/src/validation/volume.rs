@@ -136,9 +136,17 @@ fn projection(path: &Path<'_>, source: &Fields, errors: &mut Errors) {
         let field = at.field("expirationSeconds");
         if let Some(seconds) = number(token, "expirationSeconds") {
             if seconds < 600 {
-                errors.invalid_number(&field, seconds, "may not specify a duration less than 10 minutes");
+                errors.invalid_number(
+                    &field,
+                    seconds,
+                    "may not specify a duration less than 10 minutes",
+                );
             } else if seconds > 1 << 32 {
-                errors.invalid_number(&field, seconds, "may not specify a duration larger than 2^32 seconds");
+                errors.invalid_number(
+                    &field,
+                    seconds,
+                    "may not specify a duration larger than 2^32 seconds",
+                );
             }
         }
     }

@@ -52,8 +52,7 @@ pub async fn set_sysctls(
                 (&paths.ipc, CloneFlags::CLONE_NEWIPC, "ipc"),
             ] {
                 if is_namespace(path) {
-                    let file =
-                        File::open(path).map_err(io_error("open the pod's namespace"))?;
+                    let file = File::open(path).map_err(io_error("open the pod's namespace"))?;
                     setns(file.as_fd(), kind)
                         .map_err(io::Error::from)
                         .map_err(io_error("enter the pod's namespace"))?;
@@ -80,9 +79,7 @@ pub async fn set_sysctls(
 }
 
 /// Namespaces belong to a thread, so each change takes one of its own.
-fn in_a_thread(
-    work: impl FnOnce() -> Result<(), NetworkError> + Send,
-) -> Result<(), NetworkError> {
+fn in_a_thread(work: impl FnOnce() -> Result<(), NetworkError> + Send) -> Result<(), NetworkError> {
     std::thread::scope(|scope| {
         std::thread::Builder::new()
             .name("pod-namespace".to_owned())

@@ -120,7 +120,11 @@ impl Desired {
                 None => missing(wanted.source),
                 Some(keys) => {
                     let item = wanted.items.iter().find(|item| keys.get(&item.key).is_none())?;
-                    format!("{} references non-existent key: {}", kind_word(wanted.source), item.key)
+                    format!(
+                        "{} references non-existent key: {}",
+                        kind_word(wanted.source),
+                        item.key
+                    )
                 }
             };
             let volume = wanted.volume;

@@ -3,7 +3,7 @@
 //! ```text
 //! agent ─► `pinnace-agent pause DIR CGROUP`   unshare(NEWPID), start the next, hold
 //!            │                                its namespace at DIR/ns/pid, end
-//!            └─► `pinnace-agent pause`        process 1 of the pod: reaps orphans,
+//!            └─► `pinnace-agent pause DIR`    process 1 of the pod: reaps orphans,
 //!                                             has no privileges, waits for SIGKILL
 //! ```
 //!
@@ -103,6 +103,7 @@ fn try_make(run: &Path, cgroup: &str) -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWPID)?;
     let mut child = Command::new("/proc/self/exe")
         .arg("pause")
+        .arg(run)
         .current_dir("/")
         .env_clear()
         .stdin(Stdio::null())
@@ -131,7 +132,7 @@ fn try_make(run: &Path, cgroup: &str) -> io::Result<()> {
     held
 }
 
-/// `pause`: the pod's process 1.
+/// `pause DIR`: the pod's process 1. The folder is for whoever looks at it with `ps`.
 #[must_use]
 pub fn wait() -> ExitCode {
     let _ = nix::sys::prctl::set_name(c"pause");

@@ -13,11 +13,8 @@ pub(super) fn file(dns: &DnsV1, host_network: bool) -> String {
     // what it asks itself is in the second file.
     let files = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
     let texts = files.map(|path| fs::read_to_string(path).unwrap_or_default());
-    let of_node = if host_network {
-        Config::parse(&texts[0])
-    } else {
-        upstreams(&[&texts[0], &texts[1]])
-    };
+    let of_node =
+        if host_network { Config::parse(&texts[0]) } else { upstreams(&[&texts[0], &texts[1]]) };
     merge(of_node, dns).text()
 }
 

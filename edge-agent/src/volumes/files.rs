@@ -2,9 +2,7 @@
 
 use std::borrow::Cow;
 
-use wire::pod::{
-    DownwardItemV1, EnvValueV1, PodV1, ProjectionV1, VolumeSourceV1, VolumeV1,
-};
+use wire::pod::{DownwardItemV1, EnvValueV1, PodV1, ProjectionV1, VolumeSourceV1, VolumeV1};
 
 use super::keys::{self, KeyFile};
 use super::{Sources, VolumeError};
@@ -92,8 +90,9 @@ fn downward<'a>(
         let text = match &item.value {
             EnvValueV1::Field(path) if path == "metadata.labels" => map(&pod.labels),
             EnvValueV1::Field(path) if path == "metadata.annotations" => map(&pod.annotations),
-            EnvValueV1::Field(path) => env::field(pod, &sources.facts, path)
-                .map_err(VolumeError::Missing)?,
+            EnvValueV1::Field(path) => {
+                env::field(pod, &sources.facts, path).map_err(VolumeError::Missing)?
+            }
             EnvValueV1::Resource { container, resource, divisor_millis } => {
                 env::resource(pod, container, resource, *divisor_millis, &sources.facts)
                     .map_err(VolumeError::Missing)?

@@ -153,10 +153,11 @@ fn shows(folder: &Path, files: &[KeyFile<'_>]) -> bool {
         let first = file.path.split('/').next().unwrap_or_default();
         fs::symlink_metadata(folder.join(first)).is_ok()
             && fs::symlink_metadata(&path).is_ok_and(|found| {
-            found.is_file()
-                && found.len() == file.bytes.len() as u64
-                && found.permissions().mode() & 0o777 & file.mode == file.mode & 0o777
-        }) && fs::read(&path).is_ok_and(|bytes| bytes == *file.bytes)
+                found.is_file()
+                    && found.len() == file.bytes.len() as u64
+                    && found.permissions().mode() & 0o777 & file.mode == file.mode & 0o777
+            })
+            && fs::read(&path).is_ok_and(|bytes| bytes == *file.bytes)
     };
     data.exists() && files.iter().all(is_there) && n_files(&data) == files.len()
 }

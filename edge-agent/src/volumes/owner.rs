@@ -120,7 +120,9 @@ mod tests {
         fs::write(root.join("a/b/file"), "").unwrap();
         symlink(&outside, root.join("a/link")).unwrap();
         symlink("..", root.join("a/up")).unwrap();
-        let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        let mode = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap()
+        };
         mode(&outside, 0o600);
         mode(&root.join("a/b/file"), 0o600);
         mode(&root, 0o755);

@@ -176,13 +176,10 @@ pub fn fits(demand: &Demand, node: &Node, used: &Resources, n_pods: u64) -> bool
         && enough(wanted.cpu_millis, offered.cpu_millis, used.cpu_millis)
         && enough(wanted.memory_bytes, offered.memory_bytes, used.memory_bytes)
         && enough(wanted.ephemeral_bytes, offered.ephemeral_bytes, used.ephemeral_bytes)
-        && wanted
-            .extended
-            .iter()
-            .all(|(name, amount)| match name.starts_with(HOST_PORT) {
-                true => used.extended(name) == 0,
-                false => enough(*amount, offered.extended(name), used.extended(name)),
-            })
+        && wanted.extended.iter().all(|(name, amount)| match name.starts_with(HOST_PORT) {
+            true => used.extended(name) == 0,
+            false => enough(*amount, offered.extended(name), used.extended(name)),
+        })
 }
 
 /// Most nodes whose reasons a [`summary`] spells out.

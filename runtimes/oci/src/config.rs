@@ -122,9 +122,7 @@ fn namespaces(spec: &ContainerSpec) -> Vec<Value> {
     if !spec.security.privileged {
         all.push(json!({ "type": "cgroup" }));
     }
-    for (kind, path) in
-        [("network", &sandbox.net), ("ipc", &sandbox.ipc), ("uts", &sandbox.uts)]
-    {
+    for (kind, path) in [("network", &sandbox.net), ("ipc", &sandbox.ipc), ("uts", &sandbox.uts)] {
         if !path.as_os_str().is_empty() {
             all.push(json!({ "type": kind, "path": path }));
         }
@@ -305,7 +303,12 @@ pub(crate) mod tests {
             assert!(error.message.contains(expected), "{}", error.message);
         };
         let at = |destination: &str| {
-            vec![Mount { source: "/x".into(), destination: destination.into(), read_only: true, ..Mount::default() }]
+            vec![Mount {
+                source: "/x".into(),
+                destination: destination.into(),
+                read_only: true,
+                ..Mount::default()
+            }]
         };
         check(&|s| s.cwd = "app".into(), "workingDir \"app\"");
         check(&|s| s.args.clear(), "image \"demo:v1\" has no entrypoint");
@@ -319,7 +322,12 @@ pub(crate) mod tests {
     #[test]
     fn volumes_have_no_devices() {
         let mut spec = spec();
-        let volume = Mount { source: "/x".into(), destination: "/d".into(), read_only: true, ..Mount::default() };
+        let volume = Mount {
+            source: "/x".into(),
+            destination: "/d".into(),
+            read_only: true,
+            ..Mount::default()
+        };
         spec.mounts = vec![volume];
         let made = make(&spec).unwrap();
         let last = made["mounts"].as_array().unwrap().last().unwrap().clone();

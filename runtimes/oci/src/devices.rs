@@ -140,8 +140,9 @@ impl Node {
         if !path.starts_with("/dev/") || !is_plain {
             return Err(not("is not below /dev"));
         }
-        let found = fs::metadata(path)
-            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+        let found = fs::metadata(path).map_err(|error| {
+            io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+        })?;
         let kind = found.file_type();
         let kind = if kind.is_block_device() {
             Kind::Block
@@ -164,12 +165,7 @@ impl Node {
     /// Every use of it.
     #[must_use]
     pub fn rule(&self) -> Rule {
-        Rule {
-            kind: self.kind,
-            major: Some(self.major),
-            minor: Some(self.minor),
-            access: ALL,
-        }
+        Rule { kind: self.kind, major: Some(self.major), minor: Some(self.minor), access: ALL }
     }
 }
 

@@ -73,8 +73,9 @@ impl Confined {
     fn confine(&self) -> Result<(), String> {
         crate::exec::reset_signals().map_err(|error| format!("reset SIGPIPE: {error}"))?;
         let filter = || match &self.filter {
-            Some(filter) => seccomp::install(filter)
-                .map_err(|error| format!("set the seccomp filter: {error}")),
+            Some(filter) => {
+                seccomp::install(filter).map_err(|error| format!("set the seccomp filter: {error}"))
+            }
             None => Ok(()),
         };
         // As late as possible, so that a profile need not allow what is done here.

@@ -131,11 +131,8 @@ pub(crate) fn confinement(
     if security.privileged {
         return Ok((available, None));
     }
-    let wanted = capabilities::resolve(
-        &security.capabilities_add,
-        &security.capabilities_drop,
-        &available,
-    )?;
+    let wanted =
+        capabilities::resolve(&security.capabilities_add, &security.capabilities_drop, &available)?;
     let filter = match &security.seccomp {
         Seccomp::Default => Some(seccomp::default_filter(&wanted)),
         Seccomp::Unconfined => None,
@@ -152,7 +149,9 @@ fn nodes(spec: &ContainerSpec) -> Result<Vec<devices::Node>, LaunchError> {
         return Ok(devices::all());
     }
     let given = spec.security.devices.iter().map(|path| devices::Node::at(path));
-    given.collect::<Result<_, _>>().map_err(|e| failed(spec, format!("cannot give it a device: {e}")))
+    given
+        .collect::<Result<_, _>>()
+        .map_err(|e| failed(spec, format!("cannot give it a device: {e}")))
 }
 
 /// The pod's namespaces must be there; libcontainer would say it less clearly.
@@ -163,8 +162,7 @@ fn check_sandbox(spec: &ContainerSpec) -> Result<(), LaunchError> {
         PidNamespace::Pod(path) => path,
         PidNamespace::Own | PidNamespace::Host => &own,
     };
-    let all =
-        [("net", &sandbox.net), ("ipc", &sandbox.ipc), ("uts", &sandbox.uts), ("pid", pid)];
+    let all = [("net", &sandbox.net), ("ipc", &sandbox.ipc), ("uts", &sandbox.uts), ("pid", pid)];
     for (name, path) in all {
         if !path.as_os_str().is_empty() && !path.exists() {
             return Err(LaunchError::new(

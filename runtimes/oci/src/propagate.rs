@@ -57,8 +57,9 @@ pub(crate) fn take(spec: &ContainerSpec) -> Result<Vec<Tree>, String> {
             let flags = OpenTreeFlags::OPEN_TREE_CLONE
                 | OpenTreeFlags::OPEN_TREE_CLOEXEC
                 | OpenTreeFlags::AT_RECURSIVE;
-            let tree = open_tree(CWD, path, flags)
-                .map_err(|error| format!("cannot take the mounts at {}: {error}", path.display()))?;
+            let tree = open_tree(CWD, path, flags).map_err(|error| {
+                format!("cannot take the mounts at {}: {error}", path.display())
+            })?;
             Ok(Tree { mount: mount.clone(), tree })
         })
         .collect()
@@ -70,8 +71,7 @@ fn check_shared(mountinfo: &str, path: &Path) -> Result<(), String> {
     for line in mountinfo.lines() {
         let mut fields = line.split(' ');
         let Some(point) = fields.nth(4) else { continue };
-        let is_shared =
-            fields.skip(1).take_while(|f| *f != "-").any(|f| f.starts_with("shared:"));
+        let is_shared = fields.skip(1).take_while(|f| *f != "-").any(|f| f.starts_with("shared:"));
         if path.starts_with(point) && best.is_none_or(|(known, _)| known.len() <= point.len()) {
             best = Some((point, is_shared));
         }
@@ -130,7 +130,8 @@ pub(crate) fn put(trees: &[Tree], pid: i32, privileged: bool) -> io::Result<()> 
             Mode::empty(),
             ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
         )?;
-        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        let flags =
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         move_mount(tree, "", &target, "", flags)?;
     }
     Ok(())

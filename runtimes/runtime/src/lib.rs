@@ -33,8 +33,7 @@ pub use process::now_ms;
 pub use shim::{Launcher, shim_main};
 pub use spec::{
     ArtifactSignature, ContainerSpec, Mount, PidNamespace, Propagation, Resources, Sandbox,
-    Seccomp, Security, User, Workload,
-    oom_score_adj,
+    Seccomp, Security, User, Workload, oom_score_adj,
 };
 pub use state::{
     BoxFuture, Exit, LaunchError, Observed, Pid, Running, Runtime, RuntimeError, reason,

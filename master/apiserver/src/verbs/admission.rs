@@ -41,6 +41,24 @@ impl Api {
         Ok(self.read(&namespace)?.map_or(Value::Null, |(namespace, _)| namespace))
     }
 
+    /// A pod's runtime class must exist, as upstream's admission has it.
+    pub(super) fn admit_runtime_class(
+        &self,
+        target: &Target<'_>,
+        object: &Value,
+    ) -> Result<(), Status> {
+        let name = object::text(object, &["spec", "runtimeClassName"]);
+        if (target.resource.group, target.resource.kind) != ("", "Pod") || name.is_empty() {
+            return Ok(());
+        }
+        let classes = resource::by_kind("node.k8s.io", "RuntimeClass").expect("in the table");
+        if self.read(&Target::object(classes, "", name))?.is_some() {
+            return Ok(());
+        }
+        let problem = format!("pod rejected: RuntimeClass \"{name}\" not found");
+        Err(Status::forbidden(target.resource, object::meta(object, "name"), &problem))
+    }
+
     /// Tells, as an Event beside the object, what was accepted but is not honoured.
     pub(super) async fn report_unsupported(
         &self,

@@ -113,9 +113,9 @@ impl Api {
         let mut warnings = warnings.to_vec();
         warnings.extend(validate::create(resource, &object).map_err(Conflict::Other)?);
         admission::admit_node(who, target, None, &object).map_err(Conflict::Other)?;
-        warnings.extend(
-            admission::admit_pod_security(home, target, &object).map_err(Conflict::Other)?,
-        );
+        self.admit_runtime_class(target, &object).map_err(Conflict::Other)?;
+        warnings
+            .extend(admission::admit_pod_security(home, target, &object).map_err(Conflict::Other)?);
         if !tracked && options.field_manager.is_empty() {
             object::metadata_mut(&mut object).shift_remove("managedFields");
         } else if !tracked {

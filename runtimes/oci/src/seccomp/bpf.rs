@@ -227,7 +227,12 @@ pub(super) mod tests {
     use caps::Capability;
 
     /// What the kernel would do with a call.
-    pub(in super::super) fn run(program: &Program, architecture: u32, number: u32, arguments: &[u64]) -> &'static str {
+    pub(in super::super) fn run(
+        program: &Program,
+        architecture: u32,
+        number: u32,
+        arguments: &[u64],
+    ) -> &'static str {
         let mut data = [0_u8; 64];
         data[0..4].copy_from_slice(&number.to_le_bytes());
         data[4..8].copy_from_slice(&architecture.to_le_bytes());

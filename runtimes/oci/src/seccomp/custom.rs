@@ -138,12 +138,7 @@ fn fill(table: &mut Table, profile: &Profile, otherwise: u32) -> Result<(), Prof
             ));
         }
         let rule = Rule {
-            comparisons: call
-                .args
-                .iter()
-                .flatten()
-                .map(comparison)
-                .collect::<Result<_, _>>()?,
+            comparisons: call.args.iter().flatten().map(comparison).collect::<Result<_, _>>()?,
             then: action(&call.action, call.errno_ret)?,
         };
         let own = (!call.name.is_empty()).then_some(&call.name);
@@ -242,10 +237,30 @@ mod tests {
             ("EQ", 7, 0, &[(7, true), (8, false), (high | 7, false)]),
             ("NE", 7, 0, &[(7, false), (8, true), (high | 7, true)]),
             ("LT", high, 0, &[(high - 1, true), (high, false), (high + 1, false), (0, true)]),
-            ("LE", high, 0, &[(high - 1, true), (high, true), (high + 1, false), (2 * high, false)]),
-            ("GT", high, 0, &[(high - 1, false), (high, false), (high + 1, true), (2 * high, true)]),
-            ("GE", high + 5, 0, &[(high + 4, false), (high + 5, true), (2 * high, true), (9, false)]),
-            ("MASKED_EQ", high | 3, high | 1, &[(high | 1, true), (high | 5, true), (1, false), (high | 3, false)]),
+            (
+                "LE",
+                high,
+                0,
+                &[(high - 1, true), (high, true), (high + 1, false), (2 * high, false)],
+            ),
+            (
+                "GT",
+                high,
+                0,
+                &[(high - 1, false), (high, false), (high + 1, true), (2 * high, true)],
+            ),
+            (
+                "GE",
+                high + 5,
+                0,
+                &[(high + 4, false), (high + 5, true), (2 * high, true), (9, false)],
+            ),
+            (
+                "MASKED_EQ",
+                high | 3,
+                high | 1,
+                &[(high | 1, true), (high | 5, true), (1, false), (high | 3, false)],
+            ),
         ];
         for (op, value, second, cases) in table {
             let text = format!(
@@ -258,10 +273,13 @@ mod tests {
                 let Some(number) = table.number("mmap") else { continue };
                 let program = bpf::compile(std::slice::from_ref(&table));
                 for (given, holds) in cases {
-                    let answer = |first: u64| {
-                        run(&program, table.architecture, number, &[first, *given])
-                    };
-                    assert_eq!(answer(1), if *holds { "allow" } else { "EACCES" }, "{op} {given:#x}");
+                    let answer =
+                        |first: u64| run(&program, table.architecture, number, &[first, *given]);
+                    assert_eq!(
+                        answer(1),
+                        if *holds { "allow" } else { "EACCES" },
+                        "{op} {given:#x}"
+                    );
                     assert_eq!(answer(2), "EACCES", "every comparison must hold");
                 }
                 assert_eq!(run(&program, table.architecture, number + 1, &[]), "EACCES");

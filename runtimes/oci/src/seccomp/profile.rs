@@ -147,7 +147,6 @@ impl Table {
     pub(super) fn action(&self, number: u32) -> Action {
         self.actions.get(&number).copied().unwrap_or_else(|| self.gap(number))
     }
-
 }
 
 /// Always allowed, by what they are about.

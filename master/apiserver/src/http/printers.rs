@@ -243,7 +243,9 @@ const NAMESPACE: Printer = Printer {
 
 const RUNTIME_CLASS: Printer = Printer {
     columns: &[NAME, column("Handler", "What runs containers of this class on a node."), AGE],
-    cells: |object, now| json!([meta(object, "name"), text(object, &["handler"]), age(object, now)]),
+    cells: |object, now| {
+        json!([meta(object, "name"), text(object, &["handler"]), age(object, now)])
+    },
 };
 
 const LEASE: Printer = Printer {

@@ -15,6 +15,7 @@ pub mod key;
 pub mod meta;
 pub mod names;
 pub mod openapi;
+pub mod pod_security;
 pub mod protobuf;
 pub mod quantity;
 pub mod readiness;

@@ -176,6 +176,7 @@ fn whole(resource: &Resource, object: &Value, old: Option<&Value>, errors: &mut 
         ("", "Node") => node::node(root, errors),
         ("", "Event") => node::event(root, errors),
         ("coordination.k8s.io", "Lease") => node::lease(root, errors),
+        ("node.k8s.io", "RuntimeClass") => node::runtime_class(root, errors),
         _ => {}
     }
 }

@@ -33,6 +33,7 @@ use crate::manifests::{self, Manifests};
 use crate::network::{Cidr, Network};
 use crate::node::Node;
 use crate::pods::owner::{Configure, News, Owner, local_pods};
+use crate::policy::Policy;
 use crate::registries::{Registries, RegistrySettings};
 use crate::results::Results;
 use crate::seal::{Seal, SealError};
@@ -65,6 +66,8 @@ pub struct Settings {
     pub seal_key_file: Option<PathBuf>,
     /// When pods are evicted.
     pub pressure: pressure::decide::Config,
+    /// What the operator of this board lets pods do.
+    pub config: PathBuf,
 }
 
 /// Why an agent does not start.
@@ -101,6 +104,9 @@ pub enum AgentError {
     /// The identity cannot be used for TLS.
     #[error(transparent)]
     Tls(#[from] link::tls::TlsError),
+    /// The configuration file cannot be used.
+    #[error(transparent)]
+    Policy(#[from] crate::policy::PolicyError),
     /// The image store cannot be opened, or a CA file not be read.
     #[error(transparent)]
     Registries(#[from] crate::registries::RegistriesError),
@@ -126,14 +132,17 @@ impl Dial for Dialer {
 /// # Errors
 /// It cannot start.
 pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), AgentError> {
+    let policy = Policy::load(&settings.config)?;
     let (folders, locks) = take_folders(&settings).await?;
     let identity = Arc::new(Identity::load(&folders.state)?);
     if let Some(asked) = settings.node_name.filter(|asked| *asked != identity.node) {
         return Err(AgentError::Name { joined: identity.node.clone(), asked });
     }
     recover::check_boot(&folders).map_err(io_error("empty the run folder of the last boot"))?;
-    let info = nodeinfo::read(&folders, identity.labels.clone())
+    let mut info = nodeinfo::read(&folders, identity.labels.clone())
         .map_err(io_error("give the machine an id"))?;
+    info.resources =
+        policy.devices.iter().map(|(name, class)| (name.clone(), class.capacity())).collect();
     for (condition, message) in &info.findings {
         tracing::warn!(condition, "{message}");
     }
@@ -152,7 +161,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     let facts = facts(&identity, &info);
     let runtime = Arc::new(runtime) as Arc<dyn Runtime>;
     let commands = Arc::clone(&runtime);
-    let hooks = Arc::new(Hooks::new(
+    let hooks = Hooks::new(
         folders.clone(),
         runtime,
         Arc::new(images),
@@ -160,7 +169,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
         results,
         Arc::clone(&seal),
         facts,
-    ));
+    );
+    let hooks = Arc::new(hooks.with_policy(policy));
 
     let set = recover::load_set(&folders, &seal);
     let manifests = manifests::read(&settings.manifests, &identity.node);
@@ -175,6 +185,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
         let known: Vec<wire::Uid> = found.iter().map(|pod| pod.desired.pod.uid).collect();
         // Before any pod starts: what is cleared away must not be new.
         recover::clear_strays(&hooks, &network, &known).await;
+        hooks.devices.keep_only(&known);
     }
 
     let node = Node::new(*uuid::Uuid::new_v4().as_bytes(), set.clone(), info.clone());
@@ -247,6 +258,7 @@ fn facts(identity: &Identity, info: &NodeInfoV1) -> Facts {
         pod_ip: String::new(),
         cpu_millis: info.cpu_millis,
         memory_bytes: info.memory_bytes,
+        disk_bytes: info.disk_bytes,
     }
 }
 

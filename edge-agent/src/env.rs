@@ -27,6 +27,8 @@ pub struct Facts {
     pub cpu_millis: u64,
     /// Memory of the node, in bytes.
     pub memory_bytes: u64,
+    /// Disk of the node, in bytes.
+    pub disk_bytes: u64,
 }
 
 /// What an image says about how to run it.
@@ -159,15 +161,9 @@ fn variables(
                 }
             }
             EnvValueV1::Field(path) => field(pod, facts, path)?,
-            EnvValueV1::Resource { container: name, resource, divisor_millis } => {
-                let of = if name.is_empty() {
-                    container
-                } else {
-                    pod.all_containers()
-                        .find(|c| &c.name == name)
-                        .ok_or_else(|| format!("container {name} not found"))?
-                };
-                amount(&of.resources, facts, resource, *divisor_millis)?
+            EnvValueV1::Resource { container: name, resource: what, divisor_millis } => {
+                let of = if name.is_empty() { &container.name } else { name };
+                resource(pod, of, what, *divisor_millis, facts)?
             }
         };
         all.set(variable.name.clone(), value);
@@ -192,7 +188,11 @@ fn is_variable_name(name: &str) -> bool {
     !name.is_empty() && !name.contains(['=', '\0'])
 }
 
-fn field(pod: &PodV1, facts: &Facts, path: &str) -> Result<String, String> {
+/// A field of the pod, as the downward API names it.
+///
+/// # Errors
+/// It names no field there is.
+pub fn field(pod: &PodV1, facts: &Facts, path: &str) -> Result<String, String> {
     let of = |all: &[(String, String)], key: &str| {
         all.iter().find(|(name, _)| name == key).map(|(_, value)| value.clone()).unwrap_or_default()
     };
@@ -221,6 +221,73 @@ fn subscript<'a>(path: &'a str, field: &str) -> Option<&'a str> {
         .or(Some(inner))
 }
 
+/// A resource of a container of the pod, as the downward API gives it.
+///
+/// # Errors
+/// The pod has no such container, or there is no such resource.
+pub fn resource(
+    pod: &PodV1,
+    container: &str,
+    resource: &str,
+    divisor_millis: u64,
+    facts: &Facts,
+) -> Result<String, String> {
+    let of = pod
+        .all_containers()
+        .find(|c| c.name == container)
+        .ok_or_else(|| format!("container {container} not found"))?;
+    amount(&of.resources, facts, resource, divisor_millis)
+}
+
+/// The `subPath` of each of the container's mounts, `subPathExpr` expanded.
+///
+/// # Errors
+/// A variable that is not defined, in the kubelet's words.
+pub fn sub_paths(
+    pod: &PodV1,
+    container: &ContainerV1,
+    keys: &KeySet,
+    facts: &Facts,
+) -> Result<Vec<String>, String> {
+    if container.mounts.iter().all(|mount| !mount.sub_path_expanded) {
+        return Ok(container.mounts.iter().map(|mount| mount.sub_path.clone()).collect());
+    }
+    let known = variables(pod, container, keys, facts)?;
+    container
+        .mounts
+        .iter()
+        .map(|mount| {
+            if !mount.sub_path_expanded {
+                return Ok(mount.sub_path.clone());
+            }
+            let failed = || format!("failed to expand subPath for volumeMount {:?}", mount.volume);
+            let path = expand_known(&mount.sub_path, &known)
+                .map_err(|name| format!("{}: missing value for {name:?}", failed()))?;
+            let leaves = path.starts_with('/') || path.split('/').any(|part| part == "..");
+            if leaves || path.is_empty() {
+                return Err(format!("{}: {path:?} is not a path inside the volume", failed()));
+            }
+            Ok(path)
+        })
+        .collect()
+}
+
+/// [`expand`], where every name must be known.
+fn expand_known(text: &str, known: &Variables) -> Result<String, String> {
+    let mut rest = text;
+    while let Some((_, after)) = rest.split_once('$') {
+        match (after.strip_prefix('$'), after.strip_prefix('(').and_then(|a| a.split_once(')'))) {
+            (Some(tail), _) => rest = tail,
+            (None, Some((name, _))) if !known.values.contains_key(name) => {
+                return Err(name.to_owned());
+            }
+            (None, Some((_, tail))) => rest = tail,
+            (None, None) => rest = after,
+        }
+    }
+    Ok(expand(text, known))
+}
+
 /// An amount in the divisor's units, rounded up. A limit that is not set is the node's.
 fn amount(
     resources: &ResourcesV1,
@@ -235,7 +302,8 @@ fn amount(
         "limits.cpu" => u128::from(or_node(resources.cpu_limit_millis, facts.cpu_millis)),
         "requests.memory" => bytes(resources.memory_request_bytes),
         "limits.memory" => bytes(or_node(resources.memory_limit_bytes, facts.memory_bytes)),
-        "requests.ephemeral-storage" | "limits.ephemeral-storage" => 0,
+        "requests.ephemeral-storage" => bytes(resources.disk_request_bytes),
+        "limits.ephemeral-storage" => bytes(or_node(resources.disk_limit_bytes, facts.disk_bytes)),
         _ => return Err(format!("unsupported container resource: {resource}")),
     };
     Ok(thousandths.div_ceil(u128::from(divisor_millis.max(1))).to_string())
@@ -334,6 +402,7 @@ mod tests {
                 pod_ip: "10.42.1.2".into(),
                 cpu_millis: 4000,
                 memory_bytes: 1 << 30,
+                disk_bytes: 8 << 30,
             }
         }
 
@@ -464,6 +533,40 @@ mod tests {
                     command(&pod(vec![c.clone()]), &c, &KeySet::new(), &image, &facts()).unwrap();
                 assert_eq!(merged.args, expected, "{cmd:?} {args:?}");
                 assert_eq!(merged.cwd, "/img");
+            }
+        }
+
+        #[test]
+        fn sub_paths_are_expanded_and_stay_inside() {
+            let of = |expression: &str| {
+                let mount = wire::pod::MountV1 {
+                    sub_path: expression.into(),
+                    sub_path_expanded: true,
+                    ..wire::pod::MountV1::new("v", "/v")
+                };
+                let c = ContainerV1 {
+                    env: vec![
+                        literal("UP", "../.."),
+                        EnvV1 {
+                            name: "POD".into(),
+                            value: EnvValueV1::Field("metadata.name".into()),
+                        },
+                    ],
+                    mounts: vec![mount, wire::pod::MountV1::new("w", "/w")],
+                    ..container("c")
+                };
+                let pod = PodV1 { containers: vec![c.clone()], ..pod(vec![]) };
+                sub_paths(&pod, &c, &KeySet::new(), &facts())
+            };
+            assert_eq!(of("logs/$(POD)").unwrap(), ["logs/web-0", ""]);
+            assert_eq!(of("$$(POD)").unwrap(), ["$(POD)", ""]);
+            for (expression, expected) in [
+                ("$(NONE)/x", "missing value for \"NONE\""),
+                ("a/$(UP)", "not a path inside the volume"),
+                ("/etc", "not a path inside the volume"),
+            ] {
+                let error = of(expression).unwrap_err();
+                assert!(error.contains(expected), "{expression}: {error}");
             }
         }
     }

@@ -14,13 +14,15 @@ use std::sync::{Arc, PoisonError, RwLock};
 use runtime::{ContainerSpec, Resources, Runtime, RuntimeError, Security, Stdio, User, Workload};
 use tokio::sync::Semaphore;
 use wire::Uid;
-use wire::pod::{ContainerV1, PodV1, ProtocolV1, ResourcesV1};
+use wire::pod::{ContainerV1, PodV1, ProtocolV1, ResourcesV1, SeccompV1};
 use wire::status::PhaseV1;
 
 use crate::config::{Folders, PodDirs};
+use crate::devices::Devices;
 use crate::env::{self, Facts};
 use crate::images::{ImageContent, ImageRequest, Images, Progress, ReadyImage};
 use crate::pods::{Desired, Outcome, PodState, Pulled, Run, Signal, Step};
+use crate::policy::Policy;
 use crate::results::{Record, Results};
 use crate::sandbox::{self, PodNetwork};
 use crate::seal::Seal;
@@ -51,6 +53,10 @@ pub struct Hooks {
     pub seal: Arc<Seal>,
     /// What containers can learn about the node.
     pub node: RwLock<Facts>,
+    /// What pods may do here.
+    pub policy: Policy,
+    /// Gives devices to containers.
+    pub devices: Devices,
     /// Bounds the work at one time.
     pub working: Semaphore,
     /// Bounds the probes that are asked at one time.
@@ -103,7 +109,33 @@ impl Hooks {
     ) -> Self {
         let (working, asking) = (Semaphore::new(WORKING_MAX), Semaphore::new(ASKING_MAX));
         let node = RwLock::new(node);
-        Self { folders, runtime, images, network, results, seal, node, working, asking }
+        let (policy, devices) = (Policy::default(), Devices::default());
+        Self {
+            folders,
+            runtime,
+            images,
+            network,
+            results,
+            seal,
+            node,
+            policy,
+            devices,
+            working,
+            asking,
+        }
+    }
+
+    /// With what the operator of this board lets pods do.
+    #[must_use]
+    pub fn with_policy(mut self, policy: Policy) -> Self {
+        self.devices = Devices::open(self.folders.state.join("devices"), policy.devices.clone());
+        self.policy = policy;
+        self
+    }
+
+    /// What containers can learn about the node, now.
+    fn facts(&self) -> Facts {
+        self.node.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The folders of a pod.
@@ -119,18 +151,18 @@ impl Hooks {
             Step::Pull { container } => self.pull(&context.desired, container, progress).await,
             Step::SetUpSandbox => {
                 let _working = self.work().await;
-                let result = sandbox::set_up(pod, &self.dirs(pod), &*self.network).await;
-                Outcome::Sandbox(match result {
-                    Ok(address) => Ok(address.to_string()),
-                    Err(error) => Err(chain(&error)),
-                })
-                .into()
+                Outcome::Sandbox(self.set_up_sandbox(pod).await).into()
             }
             Step::SetUpVolumes(_) => {
                 let _working = self.work().await;
                 let dirs = self.dirs(pod);
-                let (pod, keys) = (Arc::clone(&context.desired.pod), context.desired.keys.clone());
-                let result = blocking(move || volumes::set_up(&pod, &keys, &dirs)).await;
+                let pod = Arc::clone(&context.desired.pod);
+                let sources = volumes::Sources {
+                    keys: context.desired.keys.clone(),
+                    facts: self.facts(),
+                    tokens: crate::tokens::PodTokens::new(),
+                };
+                let result = blocking(move || volumes::set_up(&pod, &sources, &dirs)).await;
                 Outcome::Volumes(
                     result
                         .map_err(|error| format!("MountVolume.SetUp failed for {}", chain(&error))),
@@ -183,6 +215,19 @@ impl Hooks {
         self.working.acquire().await.expect("the semaphore is never closed")
     }
 
+    async fn set_up_sandbox(&self, pod: &PodV1) -> Result<String, String> {
+        let cgroup = self.folders.pod_cgroup(&pod.uid);
+        let limits = pod_resources(pod, self.policy.pod_pids_max);
+        // Before the first process of the pod: what a container is given is a share
+        // of what its pod is given.
+        blocking(move || runtime::cgroup::Hierarchies::detect()?.create(&cgroup, &limits))
+            .await
+            .map_err(|error| format!("cannot set the pod's limits: {error}"))?;
+        sandbox::set_up(pod, &self.dirs(pod), &*self.network, &self.facts())
+            .await
+            .map_err(|error| chain(&error))
+    }
+
     async fn pull(&self, desired: &Desired, name: String, progress: Progress<'_>) -> Done {
         let Some(container) = desired.container(&name) else {
             let result = Err(("ErrImagePull".to_owned(), "the container is gone".to_owned()));
@@ -228,8 +273,7 @@ impl Hooks {
             context.image.as_ref().ok_or_else(|| create("the image is not on disk".to_owned()))?;
         let pod = &*context.desired.pod;
         let dirs = self.dirs(pod);
-        let node = self.node.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let facts = Facts { pod_ip: context.state.ip().to_owned(), ..node };
+        let facts = Facts { pod_ip: context.state.ip().to_owned(), ..self.facts() };
         let mut command =
             env::command(pod, container, &context.desired.keys, &image.config, &facts)
                 .map_err(config)?;
@@ -246,10 +290,19 @@ impl Hooks {
         }
         let run = id::container_id(&pod.uid, name, attempt);
         let mut mounts = sandbox::file_mounts(container, &dirs);
+        let sub_paths =
+            env::sub_paths(pod, container, &context.desired.keys, &facts).map_err(config)?;
+        let cgroup = self.folders.pod_cgroup(&pod.uid);
+        if pod.namespaces.share_process && !pod.namespaces.host_pid {
+            let (run, cgroup) = (dirs.run.clone(), cgroup.clone());
+            let held = blocking(move || sandbox::pause::ensure(&run, &cgroup)).await;
+            held.map_err(|error| create(chain(&error)))?;
+        }
+        let devices = self.devices.give(pod, container).map_err(config)?;
         let of_volumes = {
             let (pod, container, dirs) =
                 (Arc::clone(&context.desired.pod), container.clone(), dirs.clone());
-            blocking(move || volumes::mounts(&pod, &container, &dirs)).await
+            blocking(move || volumes::mounts(&pod, &container, &sub_paths, &dirs)).await
         };
         mounts.extend(of_volumes.map_err(|error| config(chain(&error)))?);
         mounts.extend(last_words::mount(container, &dirs, attempt, &mounts).map_err(create)?);
@@ -275,6 +328,7 @@ impl Hooks {
                 uid: container.security.run_as_user,
                 gid: container.security.run_as_group,
                 non_root: container.security.run_as_non_root,
+                groups: groups(pod),
             },
             mounts,
             resources: resources(pod, container, facts.memory_bytes),
@@ -283,10 +337,14 @@ impl Hooks {
                 no_new_privileges: container.security.no_new_privileges,
                 capabilities_add: container.security.capabilities_add.clone(),
                 capabilities_drop: container.security.capabilities_drop.clone(),
+                privileged: container.security.privileged,
+                seccomp: self.seccomp(container).map_err(create)?,
+                unmasked_proc: container.security.unmasked_proc,
+                devices,
             },
             stdio: Stdio { stdin: container.stdio.stdin, stdin_once: container.stdio.stdin_once },
             sandbox: sandbox::of(pod, &dirs),
-            cgroup: format!("{}/{name}-{attempt}", self.folders.pod_cgroup(&pod.uid)),
+            cgroup: format!("{cgroup}/{name}-{attempt}"),
             log,
         };
         match self.runtime.start(spec).await {
@@ -294,6 +352,23 @@ impl Hooks {
             Err(RuntimeError::Launch(error)) => Err((error.reason, error.message)),
             Err(error) => Err(create(chain(&error))),
         }
+    }
+
+    /// A profile of the node is looked for below one folder and nowhere else.
+    fn seccomp(&self, container: &ContainerV1) -> Result<runtime::Seccomp, String> {
+        Ok(match &container.security.seccomp {
+            SeccompV1::RuntimeDefault => runtime::Seccomp::Default,
+            SeccompV1::Unconfined => runtime::Seccomp::Unconfined,
+            SeccompV1::Localhost(path) => {
+                let is_plain = Path::new(path)
+                    .components()
+                    .all(|part| matches!(part, std::path::Component::Normal(_)));
+                if path.is_empty() || !is_plain {
+                    return Err(format!("seccomp profile {path:?} is not below the node's folder"));
+                }
+                runtime::Seccomp::File(self.folders.state.join("seccomp").join(path))
+            }
+        })
     }
 
     fn stop(&self, context: &Context, name: &str, attempt: u32, signal: Signal) {
@@ -323,6 +398,7 @@ impl Hooks {
     async fn tear_down(&self, pod: &PodV1) -> Result<(), String> {
         let dirs = self.dirs(pod);
         let mut failures = Vec::new();
+        failures.extend(self.devices.take_back(&pod.uid).err());
         if let Err(error) = sandbox::tear_down(&pod.uid, &dirs, &*self.network).await {
             failures.push(chain(&error));
         }
@@ -389,6 +465,21 @@ fn workload(content: &ImageContent, scratch: &Path, http_port: u16) -> Workload 
             http_port,
         },
     }
+}
+
+/// Groups that every process of the pod is in.
+fn groups(pod: &PodV1) -> Vec<u32> {
+    let security = &pod.security;
+    security.supplemental_groups.iter().copied().chain(security.fs_group).collect()
+}
+
+/// What a pod as a whole gets: its share of the CPU is what its containers ask
+/// for together, or one of its init containers alone.
+fn pod_resources(pod: &PodV1, pids_max: u64) -> Resources {
+    let request = |container: &ContainerV1| container.resources.cpu_request_millis;
+    let together: u64 = pod.containers.iter().map(request).sum();
+    let alone = pod.init_containers.iter().map(request).max().unwrap_or(0);
+    Resources { cpu_request_millis: together.max(alone), pids_max, ..Resources::default() }
 }
 
 fn resources(pod: &PodV1, container: &ContainerV1, capacity_bytes: u64) -> Resources {

@@ -19,6 +19,7 @@ mod addresses;
 mod links;
 mod masquerade;
 mod namespaces;
+mod shared;
 #[cfg(test)]
 mod tests;
 
@@ -32,6 +33,7 @@ use wire::Uid;
 
 pub use self::addresses::{Cidr, CidrError};
 pub use self::namespaces::is_namespace;
+pub use self::shared::{hold_ipc, set_sysctls};
 use crate::id;
 
 /// What all our links begin with, whichever agent made them.

@@ -39,6 +39,7 @@ pub fn read(folders: &Folders, labels: Vec<(String, String)>) -> io::Result<Node
         memory_bytes: memory_bytes(&fs::read_to_string("/proc/meminfo").unwrap_or_default()),
         disk_bytes: disk_bytes(&folders.state),
         pods_max: PODS_MAX,
+        resources: Vec::new(),
         oci: doctor::has_overlay(&text(uname.release())),
         wasm: wasm::engine::local(),
         board: String::new(),

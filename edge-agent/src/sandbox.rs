@@ -1,5 +1,11 @@
 //! What a pod's containers share besides volumes: namespaces, address,
 //! `/dev/shm`, and `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf`.
+//!
+//! A pod on the host's network has the host's name, address and `/etc/hosts`,
+//! and no network namespace of its own.
+
+pub mod pause;
+mod resolv;
 
 use std::fs;
 use std::io::{self, Write};
@@ -8,17 +14,15 @@ use std::path::{Path, PathBuf};
 
 use runtime::BoxFuture;
 use wire::Uid;
-use wire::pod::{ContainerV1, PodV1};
+use wire::pod::{ContainerV1, HostAliasV1, PodV1};
 
 use crate::config::PodDirs;
-use crate::network::{NamespacePaths, Network, NetworkError};
+use crate::env::Facts;
+use crate::network::{NamespacePaths, Network, NetworkError, hold_ipc, set_sysctls};
 use crate::volumes::{is_mount, mount_tmpfs, unmount_below};
 
 /// Size of `/dev/shm`, in bytes, as containerd has it.
 const SHM_BYTES: u64 = 64 << 20;
-
-/// Most name servers that a resolver reads.
-const NAMESERVERS_MAX: usize = 3;
 
 /// Joins pods to the network. [`Network`] does it with namespaces; tests have another.
 pub trait PodNetwork: Send + Sync + 'static {
@@ -73,6 +77,9 @@ pub enum SandboxError {
         /// Why it failed.
         source: io::Error,
     },
+    /// The process that holds the pod's process ids did not start.
+    #[error("cannot make the pod's process namespace: {0}")]
+    Processes(String),
 }
 
 fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SandboxError {
@@ -88,24 +95,51 @@ pub async fn set_up(
     pod: &PodV1,
     dirs: &PodDirs,
     network: &dyn PodNetwork,
-) -> Result<Ipv4Addr, SandboxError> {
+    node: &Facts,
+) -> Result<String, SandboxError> {
     fs::create_dir_all(&dirs.run).map_err(io_error("make", &dirs.run))?;
     let paths = namespaces(dirs);
-    if held_address(dirs).is_none() {
-        // An agent that was killed half-way has left one whose address nobody knows.
-        network.detach(&pod.uid, &paths).await?;
+    let shares = pod.namespaces;
+    let address = if shares.host_network {
+        if !shares.host_ipc {
+            hold_ipc(&paths.ipc).await?;
+        }
+        node.host_ip.clone()
+    } else {
+        if held_address(dirs).is_none() {
+            // An agent that was killed half-way has left one whose address nobody knows.
+            network.detach(&pod.uid, &paths).await?;
+        }
+        let address = network.attach(&pod.uid, &paths, &pod.hostname).await?;
+        write(&dirs.run.join("address"), &address.to_string())?;
+        address.to_string()
+    };
+    if !pod.security.sysctls.is_empty() {
+        set_sysctls(&paths, &pod.security.sysctls).await?;
     }
-    let address = network.attach(&pod.uid, &paths, &pod.hostname).await?;
     let shm = dirs.run.join("shm");
     fs::create_dir_all(&shm).map_err(io_error("make", &shm))?;
     if !is_mount(&shm) {
         mount_tmpfs(&shm, SHM_BYTES, "1777").map_err(io_error("mount a tmpfs at", &shm))?;
     }
-    write(&dirs.run.join("address"), &address.to_string())?;
-    write(&dirs.run.join("hosts"), &hosts(&pod.hostname, address))?;
-    write(&dirs.run.join("hostname"), &format!("{}\n", pod.hostname))?;
-    write(&dirs.run.join("resolv.conf"), &node_resolv_conf())?;
+    let own = if shares.host_network {
+        fs::read_to_string("/etc/hosts").unwrap_or_default()
+    } else {
+        own_hosts(&pod.hostname, &pod.fqdn, &address)
+    };
+    write(&dirs.run.join("hosts"), &hosts(&own, &pod.host_aliases))?;
+    write(&dirs.run.join("hostname"), &format!("{}\n", hostname(pod)))?;
+    write(&dirs.run.join("resolv.conf"), &resolv::file(&pod.dns, shares.host_network))?;
     Ok(address)
+}
+
+/// The name that the pod's containers have.
+fn hostname(pod: &PodV1) -> String {
+    if pod.namespaces.host_network {
+        let uname = rustix::system::uname();
+        return uname.nodename().to_string_lossy().into_owned();
+    }
+    pod.hostname.clone()
 }
 
 /// Takes the sandbox away. May be called again, also where there is none.
@@ -118,6 +152,7 @@ pub async fn tear_down(
     network: &dyn PodNetwork,
 ) -> Result<(), SandboxError> {
     network.detach(uid, &namespaces(dirs)).await?;
+    pause::let_go(&dirs.run).map_err(io_error("let go of", &dirs.run))?;
     let shm = dirs.run.join("shm");
     unmount_below(&shm).map_err(io_error("unmount", &shm))?;
     for folder in [shm, dirs.run.join("ns")] {
@@ -128,7 +163,7 @@ pub async fn tear_down(
             _ => {}
         }
     }
-    for name in ["address", "hosts", "hostname", "resolv.conf"] {
+    for name in ["address", "hosts", "hostname", "resolv.conf", "pause"] {
         let path = dirs.run.join(name);
         crate::durable::remove(&path).map_err(io_error("remove", &path))?;
     }
@@ -145,12 +180,22 @@ pub fn held_address(dirs: &PodDirs) -> Option<Ipv4Addr> {
 #[must_use]
 pub fn of(pod: &PodV1, dirs: &PodDirs) -> runtime::Sandbox {
     let paths = namespaces(dirs);
+    let shares = pod.namespaces;
+    // An empty path is the host's.
+    let unless = |is_host: bool, path: PathBuf| if is_host { PathBuf::new() } else { path };
     runtime::Sandbox {
-        hostname: pod.hostname.clone(),
-        net: paths.net,
-        ipc: paths.ipc,
-        uts: paths.uts,
-        shm: dirs.run.join("shm"),
+        hostname: hostname(pod),
+        net: unless(shares.host_network, paths.net),
+        ipc: unless(shares.host_ipc, paths.ipc),
+        uts: unless(shares.host_network, paths.uts),
+        pid: if shares.host_pid {
+            runtime::PidNamespace::Host
+        } else if shares.share_process {
+            runtime::PidNamespace::Pod(pause::namespace(&dirs.run))
+        } else {
+            runtime::PidNamespace::Own
+        },
+        shm: if shares.host_ipc { PathBuf::from("/dev/shm") } else { dirs.run.join("shm") },
     }
 }
 
@@ -163,6 +208,7 @@ pub fn file_mounts(container: &ContainerV1, dirs: &PodDirs) -> Vec<runtime::Moun
             source: dirs.run.join(name),
             destination: format!("/etc/{name}"),
             read_only: container.security.read_only_root,
+            ..runtime::Mount::default()
         })
         .filter(|own| container.mounts.iter().all(|mount| mount.path != own.destination))
         .collect()
@@ -183,7 +229,13 @@ fn write(path: &Path, text: &str) -> Result<(), SandboxError> {
         .map_err(io_error("write", path))
 }
 
-fn hosts(hostname: &str, address: Ipv4Addr) -> String {
+/// The hosts that every pod knows, and the pod itself.
+fn own_hosts(hostname: &str, fqdn: &str, address: &str) -> String {
+    let names = if fqdn.is_empty() || fqdn == hostname {
+        hostname.to_owned()
+    } else {
+        format!("{fqdn}\t{hostname}")
+    };
     format!(
         "# Kubernetes-managed hosts file.\n\
          127.0.0.1\tlocalhost\n\
@@ -192,45 +244,20 @@ fn hosts(hostname: &str, address: Ipv4Addr) -> String {
          fe00::0\tip6-mcastprefix\n\
          fe00::1\tip6-allnodes\n\
          fe00::2\tip6-allrouters\n\
-         {address}\t{hostname}\n"
+         {address}\t{names}\n"
     )
 }
 
-fn node_resolv_conf() -> String {
-    // systemd-resolved answers on a loopback address, which a pod cannot reach;
-    // what it asks itself is in the second file.
-    let files = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
-    let texts = files.map(|path| fs::read_to_string(path).unwrap_or_default());
-    resolv_conf(&[&texts[0], &texts[1]])
-}
-
-/// The name servers of the first text that has one a pod can reach.
-fn resolv_conf(candidates: &[&str]) -> String {
-    let is_loopback = |server: &str| server.starts_with("127.") || server == "::1";
-    for text in candidates {
-        let words = |line: &'_ str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-        let lines: Vec<Vec<String>> = text.lines().map(words).collect();
-        let servers: Vec<&str> = lines
-            .iter()
-            .filter(|line| line.first().is_some_and(|word| word == "nameserver"))
-            .filter_map(|line| line.get(1))
-            .map(String::as_str)
-            .filter(|server| !is_loopback(server))
-            .take(NAMESERVERS_MAX)
-            .collect();
-        if servers.is_empty() {
-            continue;
-        }
-        let options = lines.iter().find(|line| line.first().is_some_and(|word| word == "options"));
-        let mut out: String =
-            servers.iter().map(|server| format!("nameserver {server}\n")).collect();
-        if let Some(options) = options {
-            out.push_str(&options.join(" "));
-            out.push('\n');
-        }
-        return out;
+/// `/etc/hosts` with the pod's `hostAliases` behind what is there anyway.
+fn hosts(own: &str, aliases: &[HostAliasV1]) -> String {
+    let mut text = own.to_owned();
+    if !aliases.is_empty() {
+        text.push_str("\n# Entries added by HostAliases.\n");
     }
-    "# the node has no name server that its pods can reach\n".to_owned()
+    for alias in aliases {
+        text.push_str(&format!("{}\t{}\n", alias.ip, alias.names.join("\t")));
+    }
+    text
 }
 
 #[cfg(test)]
@@ -240,26 +267,34 @@ mod tests {
     use wire::pod::MountV1;
 
     #[test]
-    fn pods_ask_the_nodes_upstreams_and_never_a_stub() {
-        let table = [
-            (["nameserver 9.9.9.9\nsearch lan\n", ""], "nameserver 9.9.9.9\n"),
-            (
-                ["nameserver 127.0.0.53\noptions edns0 trust-ad\n", "nameserver 192.0.2.1\n"],
-                "nameserver 192.0.2.1\n",
-            ),
-            (
-                ["nameserver ::1\nnameserver 192.0.2.2\noptions ndots:2\n", "nameserver 1.1.1.1"],
-                "nameserver 192.0.2.2\noptions ndots:2\n",
-            ),
-            (
-                ["nameserver a\nnameserver b\nnameserver c\nnameserver d", ""],
-                "nameserver a\nnameserver b\nnameserver c\n",
-            ),
-            (["", ""], "# the node has no name server that its pods can reach\n"),
-        ];
-        for (texts, expected) in table {
-            assert_eq!(resolv_conf(&texts), expected);
-        }
+    fn aliases_follow_the_pods_own_name() {
+        let own = own_hosts("web-0", "web-0.web.default.svc.cluster.local", "10.42.0.2");
+        let alias = HostAliasV1 { ip: "192.0.2.1".into(), names: vec!["a".into(), "b.c".into()] };
+        let text = hosts(&own, &[alias]);
+        assert!(text.ends_with(
+            "10.42.0.2\tweb-0.web.default.svc.cluster.local\tweb-0\n\n\
+             # Entries added by HostAliases.\n192.0.2.1\ta\tb.c\n"
+        ));
+        assert!(hosts(&own_hosts("a", "", "1.2.3.4"), &[]).ends_with("1.2.3.4\ta\n"));
+    }
+
+    #[test]
+    fn namespaces_of_the_host_have_no_path() {
+        let dirs = PodDirs { run: "/r".into(), disk: "/d".into(), logs: "/l".into() };
+        let mut pod = crate::pods::tests::pod(vec![]);
+        let own = of(&pod, &dirs);
+        assert_eq!((own.net, own.pid), ("/r/ns/net".into(), runtime::PidNamespace::Own));
+        pod.namespaces.host_network = true;
+        let joined = of(&pod, &dirs);
+        assert_eq!((joined.net, joined.uts), (PathBuf::new(), PathBuf::new()));
+        assert_eq!((joined.ipc, joined.shm), ("/r/ns/ipc".into(), "/r/shm".into()));
+        pod.namespaces.host_ipc = true;
+        pod.namespaces.share_process = true;
+        let joined = of(&pod, &dirs);
+        assert_eq!((joined.ipc, joined.shm), (PathBuf::new(), "/dev/shm".into()));
+        assert_eq!(joined.pid, runtime::PidNamespace::Pod("/r/ns/pid".into()));
+        pod.namespaces.host_pid = true;
+        assert_eq!(of(&pod, &dirs).pid, runtime::PidNamespace::Host);
     }
 
     #[test]

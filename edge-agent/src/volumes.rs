@@ -4,15 +4,20 @@
 //! | --- | --- | --- |
 //! | emptyDir | `state_dir/pods/<uid>/volumes/<name>` | with the pod |
 //! | emptyDir in memory | tmpfs at `run_dir/pods/<uid>/volumes/<name>` | with the pod |
-//! | ConfigMap, Secret | `run_dir/pods/<uid>/volumes/<name>` (tmpfs) | with the pod |
+//! | ConfigMap, Secret, downwardAPI, projected | `run_dir/pods/<uid>/volumes/<name>` (tmpfs) | with the pod |
+//! | hostPath, local | where the host has it | never |
 //! | subPath | bind mount at `run_dir/pods/<uid>/subpaths/<container>/<n>` | with the pod |
 //!
-//! Secrets never reach the disk: where the run folder is not tmpfs, a Secret's
-//! volume is a tmpfs of its own. Nothing here follows a link out of a volume,
-//! for containers write into them.
+//! Secrets and tokens never reach the disk: where the run folder is not tmpfs,
+//! their volume is a tmpfs of its own. Nothing here follows a link out of a
+//! volume, for containers write into them.
 
+mod files;
+mod host;
 mod keys;
+mod owner;
 mod subpath;
+mod usage;
 
 use std::fs;
 use std::io;
@@ -20,10 +25,16 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use wire::pod::{ContainerV1, PodV1, SourceV1, VolumeSourceV1, VolumeV1};
+use wire::pod::{
+    ContainerV1, MountV1, PodV1, ProjectionV1, PropagationV1, SourceV1, VolumeSourceV1, VolumeV1,
+};
 
+use self::owner::Access;
+pub use self::usage::{Usage, usage};
 use crate::config::PodDirs;
-use crate::pods::{KeySet, Versions};
+use crate::env::Facts;
+use crate::pods::{KeySet, Versions, volume_versions};
+use crate::tokens::PodTokens;
 
 /// `TMPFS_MAGIC` of linux/magic.h.
 const TMPFS_MAGIC: i64 = 0x0102_1994;
@@ -54,87 +65,151 @@ pub enum VolumeError {
     /// A container mounts a volume that the pod does not have.
     #[error("volume \"{0}\" is not a volume of the pod")]
     Unknown(String),
-    /// A kind of volume that this agent does not make. Admission refuses it or warns.
-    #[error("volume \"{0}\": this agent cannot make a volume of its kind")]
-    Kind(String),
-    /// The object went away between the decision and the work.
+    /// The object went away between the decision and the work, or the host has
+    /// not what the volume names.
     #[error("{0}")]
     Missing(String),
+}
+
+/// What volumes are made from besides the pod itself.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// ConfigMaps and Secrets.
+    pub keys: KeySet,
+    /// What the downward API says of the node.
+    pub facts: Facts,
+    /// Tokens of the pod's ServiceAccount.
+    pub tokens: PodTokens,
 }
 
 /// Sets up the pod's volumes, or brings them to the newest keys.
 ///
 /// # Errors
 /// The first volume that fails. May be called again.
-pub fn set_up(pod: &PodV1, keys: &KeySet, dirs: &PodDirs) -> Result<Versions, VolumeError> {
-    let mut versions = Versions::new();
+pub fn set_up(pod: &PodV1, sources: &Sources, dirs: &PodDirs) -> Result<Versions, VolumeError> {
     for volume in &pod.volumes {
-        let path = folder(volume, dirs);
-        let io = |operation| {
-            let (volume, path) = (volume.name.clone(), path.clone());
-            move |source: io::Error| VolumeError::Io { volume, operation, path, source }
-        };
-        fs::create_dir_all(&path).map_err(io("make"))?;
-        match &volume.source {
-            VolumeSourceV1::EmptyDir { memory, limit_bytes } => {
-                if *memory && !is_mount(&path) {
-                    mount_tmpfs(&path, *limit_bytes, "0777").map_err(io("mount a tmpfs at"))?;
-                }
+        set_up_one(pod, volume, sources, dirs)?;
+    }
+    Ok(volume_versions(pod, &sources.keys))
+}
+
+fn set_up_one(
+    pod: &PodV1,
+    volume: &VolumeV1,
+    sources: &Sources,
+    dirs: &PodDirs,
+) -> Result<(), VolumeError> {
+    let path = folder(volume, dirs);
+    let io = |operation| {
+        let (volume, path) = (volume.name.clone(), path.clone());
+        move |source: io::Error| VolumeError::Io { volume, operation, path, source }
+    };
+    match &volume.source {
+        VolumeSourceV1::EmptyDir { memory, limit_bytes } => {
+            fs::create_dir_all(&path).map_err(io("make"))?;
+            if *memory && !is_mount(&path) {
+                mount_tmpfs(&path, *limit_bytes, "0777").map_err(io("mount a tmpfs at"))?;
+            }
+            let group = pod.security.fs_group;
+            if group.is_none_or(|group| !owner::is_given(&path, group, Access::ReadWrite)) {
                 fs::set_permissions(&path, fs::Permissions::from_mode(0o777))
                     .map_err(io("set the mode of"))?;
             }
-            VolumeSourceV1::Keys { source, items, default_mode, optional } => {
-                if matches!(source, SourceV1::Secret(_)) && !is_tmpfs(&path) {
-                    mount_tmpfs(&path, 0, "0755").map_err(io("mount a tmpfs at"))?;
-                }
-                let object = keys.get(source);
-                if let Some(object) = object {
-                    versions.insert(source.clone(), (object.uid, object.generation));
-                } else if !optional {
-                    return Err(VolumeError::Missing(crate::pods::missing(source)));
-                }
-                let files = keys::files(&volume.name, object, items, *default_mode, *optional)?;
-                keys::write(&path, &files).map_err(io("write"))?;
+            give(pod, &path).map_err(io("give to fsGroup"))
+        }
+        VolumeSourceV1::HostPath { path, kind } => host::prepare(&volume.name, path, *kind),
+        VolumeSourceV1::Local { path: local, read_only, volume: name } => {
+            host::check_local(name, local)?;
+            if *read_only { Ok(()) } else { give(pod, &path).map_err(io("give to fsGroup")) }
+        }
+        VolumeSourceV1::Keys { .. }
+        | VolumeSourceV1::Downward { .. }
+        | VolumeSourceV1::Projected { .. } => {
+            fs::create_dir_all(&path).map_err(io("make"))?;
+            if is_secret(&volume.source) && !is_tmpfs(&path) {
+                mount_tmpfs(&path, 0, "0755").map_err(io("mount a tmpfs at"))?;
             }
-            _ => return Err(VolumeError::Kind(volume.name.clone())),
+            let all = keys::checked(&volume.name, files::of(pod, volume, sources)?)?;
+            if let Some(group) = pod.security.fs_group
+                && !owner::is_given(&path, group, Access::Read)
+            {
+                owner::give(&path, group, Access::Read).map_err(io("give to fsGroup"))?;
+            }
+            keys::write(&path, &all, pod.security.fs_group).map_err(io("write"))
         }
     }
-    Ok(versions)
 }
 
-/// What a container mounts, in the order of the manifest.
+/// Gives a volume that containers write to the pod's `fsGroup`, if it has one.
+fn give(pod: &PodV1, path: &Path) -> io::Result<()> {
+    let Some(group) = pod.security.fs_group else { return Ok(()) };
+    let is_settled =
+        pod.security.fs_group_on_root_mismatch && owner::is_given(path, group, Access::ReadWrite);
+    if is_settled { Ok(()) } else { owner::give(path, group, Access::ReadWrite) }
+}
+
+/// Whether the volume may hold what must not reach the disk.
+fn is_secret(source: &VolumeSourceV1) -> bool {
+    match source {
+        VolumeSourceV1::Keys { source, .. } => matches!(source, SourceV1::Secret(_)),
+        VolumeSourceV1::Projected { sources, .. } => sources.iter().any(|source| match source {
+            ProjectionV1::Keys { source, .. } => matches!(source, SourceV1::Secret(_)),
+            ProjectionV1::Token { .. } => true,
+            ProjectionV1::Downward(_) => false,
+        }),
+        _ => false,
+    }
+}
+
+/// What a container mounts, in the order of the manifest. `sub_paths` are its
+/// mounts' own with variables expanded, see [`crate::env::sub_paths`].
 ///
 /// # Errors
 /// A volume that does not exist, or a subPath that leaves it or cannot be made.
 pub fn mounts(
     pod: &PodV1,
     container: &ContainerV1,
+    sub_paths: &[String],
     dirs: &PodDirs,
 ) -> Result<Vec<runtime::Mount>, VolumeError> {
     let mut all = Vec::with_capacity(container.mounts.len());
-    for (index, wanted) in container.mounts.iter().enumerate() {
+    for (index, (wanted, sub_path)) in container.mounts.iter().zip(sub_paths).enumerate() {
         let volume = pod
             .volumes
             .iter()
             .find(|volume| volume.name == wanted.volume)
             .ok_or_else(|| VolumeError::Unknown(wanted.volume.clone()))?;
         let root = folder(volume, dirs);
-        let is_keys = matches!(volume.source, VolumeSourceV1::Keys { .. });
-        let source = if wanted.sub_path.is_empty() {
+        let (is_ours, read_only) = match &volume.source {
+            VolumeSourceV1::EmptyDir { .. } | VolumeSourceV1::HostPath { .. } => (false, false),
+            VolumeSourceV1::Local { read_only, .. } => (false, *read_only),
+            // Ours to update in place, so never the container's to write.
+            _ => (true, true),
+        };
+        let source = if sub_path.is_empty() {
             root
         } else {
             let target = dirs.run.join("subpaths").join(&container.name).join(index.to_string());
-            subpath::bind(&volume.name, &root, &wanted.sub_path, &target, !is_keys)?;
+            subpath::bind(&volume.name, &root, sub_path, &target, !is_ours)?;
             target
         };
-        all.push(runtime::Mount {
-            source,
-            destination: wanted.path.clone(),
-            // Ours to update in place, so never the container's to write.
-            read_only: wanted.read_only || is_keys,
-        });
+        all.push(mount_of(wanted, source, read_only));
     }
     Ok(all)
+}
+
+fn mount_of(wanted: &MountV1, source: PathBuf, read_only: bool) -> runtime::Mount {
+    runtime::Mount {
+        source,
+        destination: wanted.path.clone(),
+        read_only: wanted.read_only || read_only,
+        recursive_read_only: wanted.recursive_read_only,
+        propagation: match wanted.propagation {
+            PropagationV1::None => runtime::Propagation::None,
+            PropagationV1::HostToContainer => runtime::Propagation::HostToContainer,
+            PropagationV1::Bidirectional => runtime::Propagation::Bidirectional,
+        },
+    }
 }
 
 /// Unmounts and removes all volumes of a pod. What is gone is fine.
@@ -213,6 +288,9 @@ fn unescape(text: &str) -> String {
 /// Where a volume's content is.
 fn folder(volume: &VolumeV1, dirs: &PodDirs) -> PathBuf {
     let base = match &volume.source {
+        VolumeSourceV1::HostPath { path, .. } | VolumeSourceV1::Local { path, .. } => {
+            return PathBuf::from(path);
+        }
         VolumeSourceV1::EmptyDir { memory: false, .. } => &dirs.disk,
         _ => &dirs.run,
     };
@@ -249,7 +327,7 @@ mod tests {
 
     use super::*;
     use crate::pods::tests::{container, keys, pod};
-    use wire::pod::MountV1;
+    use wire::pod::{DownwardItemV1, EnvValueV1};
 
     #[test]
     fn mountinfo_paths_are_unescaped() {
@@ -268,6 +346,15 @@ mod tests {
     fn mount_of(volume: &str, sub_path: &str) -> MountV1 {
         let path = format!("/{volume}{sub_path}");
         MountV1 { sub_path: sub_path.into(), ..MountV1::new(volume, &path) }
+    }
+
+    fn mounts_in(
+        pod: &PodV1,
+        container: &ContainerV1,
+        dirs: &PodDirs,
+    ) -> Result<Vec<runtime::Mount>, VolumeError> {
+        let paths: Vec<String> = container.mounts.iter().map(|m| m.sub_path.clone()).collect();
+        mounts(pod, container, &paths, dirs)
     }
 
     fn dirs(folder: &Path) -> PodDirs {
@@ -297,12 +384,13 @@ mod tests {
         ];
         let all = keys(secret.clone(), &[("k", "hidden")]);
         // Twice: an agent that was killed half-way begins again.
+        let all = Sources { keys: all, ..Sources::default() };
         let versions = set_up(&pod, &all, &dirs).unwrap();
         assert_eq!(set_up(&pod, &all, &dirs).unwrap(), versions);
         assert_eq!(versions.keys().collect::<Vec<_>>(), [&secret]);
 
-        let mounts = super::mounts(&pod, &c, &dirs).unwrap();
-        assert_eq!(super::mounts(&pod, &c, &dirs).unwrap(), mounts);
+        let mounts = mounts_in(&pod, &c, &dirs).unwrap();
+        assert_eq!(mounts_in(&pod, &c, &dirs).unwrap(), mounts);
         let at = |n: usize| &mounts[n].source;
         assert!(at(0).starts_with(&dirs.disk) && at(2).starts_with(&dirs.run));
         fs::write(at(1).join("x"), "").unwrap();
@@ -332,10 +420,134 @@ mod tests {
         let mut c = container("c");
         c.mounts = vec![mount_of("nowhere", "")];
         let mut pod = pod(vec![c.clone()]);
-        let error = super::mounts(&pod, &c, &dirs).unwrap_err();
+        let error = mounts_in(&pod, &c, &dirs).unwrap_err();
         assert_eq!(error.to_string(), "volume \"nowhere\" is not a volume of the pod");
         pod.volumes = vec![volume("v", of_keys(SourceV1::ConfigMap("gone".into()), false))];
-        let error = set_up(&pod, &KeySet::new(), &dirs).unwrap_err();
+        let error = set_up(&pod, &Sources::default(), &dirs).unwrap_err();
         assert_eq!(error.to_string(), "configmap \"gone\" not found");
+    }
+
+    #[test]
+    fn fields_and_several_sources_become_files_of_the_group() {
+        let folder = tempfile::tempdir().unwrap();
+        let dirs = dirs(folder.path());
+        let field = |path: &str, field: &str| DownwardItemV1 {
+            path: path.into(),
+            mode: None,
+            value: EnvValueV1::Field(field.into()),
+        };
+        let mut c = container("c");
+        c.resources.memory_limit_bytes = 3 << 20;
+        c.security.run_as_user = Some(1000);
+        let mut pod = pod(vec![c]);
+        pod.security.fs_group = Some(2000);
+        pod.labels = vec![("app".into(), "web".into()), ("b".into(), "q\"x".into())];
+        let memory = EnvValueV1::Resource {
+            container: "c".into(),
+            resource: "limits.memory".into(),
+            divisor_millis: 1_048_576_000,
+        };
+        let source = SourceV1::ConfigMap("cfg".into());
+        pod.volumes = vec![
+            volume(
+                "api",
+                VolumeSourceV1::Downward {
+                    items: vec![
+                        field("labels", "metadata.labels"),
+                        field("deep/name", "metadata.name"),
+                        DownwardItemV1 { path: "mem".into(), mode: Some(0o400), value: memory },
+                    ],
+                    default_mode: 0o644,
+                },
+            ),
+            volume(
+                "all",
+                VolumeSourceV1::Projected {
+                    sources: vec![
+                        ProjectionV1::Keys {
+                            source: source.clone(),
+                            items: vec![],
+                            optional: false,
+                        },
+                        ProjectionV1::Downward(vec![field("ns", "metadata.namespace")]),
+                        ProjectionV1::Token {
+                            audience: String::new(),
+                            expiration_s: 3600,
+                            path: "token".into(),
+                        },
+                    ],
+                    default_mode: 0o644,
+                },
+            ),
+        ];
+        let sources = Sources {
+            keys: keys(source, &[("k", "1"), ("ns", "hidden by the later one")]),
+            tokens: [((String::new(), 3600), "a.b.c".to_owned())].into(),
+            ..Sources::default()
+        };
+        set_up(&pod, &sources, &dirs).unwrap();
+        let at = dirs.run.join("volumes");
+        let read = |path: &str| fs::read_to_string(at.join(path)).unwrap();
+        let seen = |path: &str| {
+            let found = fs::metadata(at.join(path)).unwrap();
+            (found.uid(), found.gid(), found.mode() & 0o777)
+        };
+        assert_eq!(read("api/labels"), "app=\"web\"\nb=\"q\\\"x\"");
+        assert_eq!((read("api/deep/name"), read("api/mem")), ("web-0".into(), "3".into()));
+        assert_eq!(
+            (read("all/k"), read("all/ns"), read("all/token")),
+            ("1".into(), "default".into(), "a.b.c".into())
+        );
+        assert_eq!(seen("api/mem"), (0, 2000, 0o440));
+        assert_eq!(seen("all/token"), (1000, 2000, 0o640));
+        assert!(is_tmpfs(&at.join("all")));
+        // A label changes: the file does, in place.
+        let before = volume_versions(&pod, &sources.keys);
+        pod.labels.truncate(1);
+        assert_ne!(volume_versions(&pod, &sources.keys), before);
+        set_up(&pod, &sources, &dirs).unwrap();
+        assert_eq!(read("api/labels"), "app=\"web\"");
+        tear_down(&dirs).unwrap();
+    }
+
+    #[test]
+    fn what_a_group_is_given_stays_given() {
+        let folder = tempfile::tempdir().unwrap();
+        let (dirs, local) = (dirs(folder.path()), folder.path().join("local"));
+        fs::create_dir_all(&local).unwrap();
+        fs::write(local.join("old"), "").unwrap();
+        let mut pod = pod(vec![container("c")]);
+        pod.security.fs_group = Some(2000);
+        pod.security.fs_group_on_root_mismatch = true;
+        let path = local.display().to_string();
+        let of = |read_only| VolumeSourceV1::Local {
+            path: path.clone(),
+            read_only,
+            volume: "pv".into(),
+        };
+        pod.volumes = vec![
+            volume("disk", VolumeSourceV1::EmptyDir { memory: false, limit_bytes: 0 }),
+            volume("local", of(false)),
+        ];
+        let seen = |path: &Path| {
+            let found = fs::metadata(path).unwrap();
+            (found.gid(), found.mode() & 0o7777)
+        };
+        set_up(&pod, &Sources::default(), &dirs).unwrap();
+        assert_eq!(seen(&dirs.disk.join("volumes/disk")), (2000, 0o2777));
+        assert_eq!(seen(&local).0, 2000);
+        assert_eq!(seen(&local.join("old")).0, 2000);
+        // The root is the group's, so what came later is left alone.
+        fs::write(local.join("new"), "").unwrap();
+        std::os::unix::fs::chown(local.join("new"), None, Some(0)).unwrap();
+        set_up(&pod, &Sources::default(), &dirs).unwrap();
+        assert_eq!(seen(&local.join("new")).0, 0);
+        pod.security.fs_group_on_root_mismatch = false;
+        set_up(&pod, &Sources::default(), &dirs).unwrap();
+        assert_eq!(seen(&local.join("new")).0, 2000);
+        fs::remove_dir_all(&local).unwrap();
+        let error = set_up(&pod, &Sources::default(), &dirs).unwrap_err();
+        assert!(error.to_string().ends_with("does not exist"), "{error}");
+        tear_down(&dirs).unwrap();
     }
 }

@@ -19,8 +19,8 @@ use edge_agent::images::{ImageContent, ImageError, ImageRequest, Images, Progres
 use edge_agent::network::{NamespacePaths, NetworkError};
 use edge_agent::pods::owner::{News, Owner};
 use edge_agent::results::Results;
-use edge_agent::seal::Seal;
 use edge_agent::sandbox::PodNetwork;
+use edge_agent::seal::Seal;
 use edge_agent::{recover, volumes};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use runtime::{BoxFuture, ShimCommand, ShimRuntime};

@@ -28,6 +28,10 @@ use wire::status::PhaseV1;
 
 pub use status::pod_status;
 
+/// Where Services and pods have their names.
+const CLUSTER_DOMAIN: &str = "cluster.local";
+/// Longest host name of Linux.
+const HOSTNAME_BYTES_MAX: usize = 64;
 /// Seconds a pod gets to stop where it does not say.
 const DEFAULT_GRACE_S: u32 = 30;
 
@@ -123,6 +127,7 @@ pub fn pod(object: &Value) -> Result<LoweredPod, LowerError> {
         // Annotations can be large, and only the downward API reads them on a node.
         annotations: if shows_annotations { pairs(&metadata.annotations) } else { Vec::new() },
         hostname: hostname(&read),
+        fqdn: fqdn(&read),
         service_account: spec.service_account_name.clone(),
         init_containers,
         containers,
@@ -240,8 +245,24 @@ fn seconds(grace: Option<i64>) -> u32 {
     grace.map_or(DEFAULT_GRACE_S, |grace| u32::try_from(grace.max(0)).unwrap_or(u32::MAX))
 }
 
-/// The host name: the pod's own, else its name up to the 63 characters of a label.
+/// The name in the cluster's DNS, for a pod in a subdomain.
+fn fqdn(pod: &PodView) -> String {
+    let (spec, namespace) = (&pod.spec, &pod.metadata.namespace);
+    if spec.subdomain.is_empty() {
+        return String::new();
+    }
+    format!("{}.{}.{namespace}.svc.{CLUSTER_DOMAIN}", short_hostname(pod), spec.subdomain)
+}
+
+/// The host name, which is the whole name where the pod asks for that.
 fn hostname(pod: &PodView) -> String {
+    let whole = fqdn(pod);
+    let is_asked = pod.spec.set_hostname_as_fqdn && !whole.is_empty();
+    if is_asked && whole.len() <= HOSTNAME_BYTES_MAX { whole } else { short_hostname(pod) }
+}
+
+/// The pod's own name for its host, else its name up to the 63 characters of a label.
+fn short_hostname(pod: &PodView) -> String {
     if !pod.spec.hostname.is_empty() {
         return pod.spec.hostname.clone();
     }
@@ -433,6 +454,26 @@ mod tests {
         object["spec"]["containers"][0]["livenessProbe"]["httpGet"]["port"] = json!("nope");
         let error = super::pod(&object).unwrap_err().to_string();
         assert_eq!(error, "spec.containers[main]: no port is named \"nope\"");
+    }
+
+    #[test]
+    fn a_pod_in_a_subdomain_has_a_whole_name() {
+        let names = |host: &str, as_fqdn: bool| {
+            let mut object = manifest();
+            object["spec"]["hostname"] = json!(host);
+            object["spec"]["subdomain"] = json!("shop");
+            object["spec"]["setHostnameAsFQDN"] = json!(as_fqdn);
+            let lowered = pod(&object).unwrap();
+            let pod = body(&lowered);
+            (pod.hostname.clone(), pod.fqdn.clone())
+        };
+        let whole = "a.shop.default.svc.cluster.local".to_owned();
+        assert_eq!(names("a", false), ("a".to_owned(), whole.clone()));
+        assert_eq!(names("a", true), (whole.clone(), whole));
+        let long = "b".repeat(40);
+        assert_eq!(names(&long, true).0, long, "longer than Linux takes");
+        let lowered = pod(&manifest()).unwrap();
+        assert_eq!(body(&lowered).fqdn, "");
     }
 
     #[test]

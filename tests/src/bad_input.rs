@@ -68,9 +68,9 @@ fn objects_that_make_no_sense_are_refused_with_the_field() {
 fn a_field_that_bears_on_security_is_refused_and_any_other_is_warned_of() {
     let world = World::master_only();
     let mut pod = plain();
-    pod["spec"]["containers"][0]["securityContext"] = json!({"privileged": true});
+    pod["spec"]["containers"][0]["securityContext"] = json!({"seLinuxOptions": {"type": "t"}});
     let message = world.api.create(PODS, &pod).refused(422, "Invalid");
-    assert!(message.contains("spec.containers[0].securityContext.privileged"), "{message}");
+    assert!(message.contains("spec.containers[0].securityContext.seLinuxOptions"), "{message}");
 
     let mut pod = plain();
     pod["spec"]["containers"][0]["livenessProbe"] =

@@ -36,6 +36,8 @@ mod modules;
 #[cfg(test)]
 mod node_port;
 #[cfg(test)]
+mod pod_settings;
+#[cfg(test)]
 mod reach;
 #[cfg(test)]
 mod sim;

@@ -66,6 +66,8 @@ pub struct NodeInfoV1 {
     pub disk_bytes: u64,
     /// Most pods.
     pub pods_max: u32,
+    /// Further resources that are counted, as (name, how many): devices.
+    pub resources: Vec<(String, u64)>,
     /// Whether OCI containers can run.
     pub oci: bool,
     /// What WASM code the node runs; `None` where it cannot.

@@ -22,6 +22,8 @@ pub struct PodV1 {
     pub annotations: Vec<(String, String)>,
     /// The host name inside the pod.
     pub hostname: String,
+    /// Its name with the domain it is in; empty where it is in none.
+    pub fqdn: String,
     /// The ServiceAccount's name, for the downward API.
     pub service_account: String,
     /// Containers that run before the others, one after another. One whose own
@@ -73,6 +75,7 @@ impl PodV1 {
             labels: Vec::new(),
             annotations: Vec::new(),
             hostname: name.to_owned(),
+            fqdn: String::new(),
             service_account: "default".to_owned(),
             init_containers: Vec::new(),
             containers: Vec::new(),

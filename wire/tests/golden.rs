@@ -40,6 +40,7 @@ fn pod() -> PodV1 {
         labels: vec![("app".into(), "web".into())],
         annotations: vec![],
         hostname: "web".into(),
+        fqdn: String::new(),
         service_account: "default".into(),
         init_containers: vec![ContainerV1 {
             restart_policy: Some(RestartPolicyV1::Always),
@@ -317,6 +318,7 @@ fn samples() -> Vec<Message> {
                 memory_bytes: 1 << 30,
                 disk_bytes: 1 << 34,
                 pods_max: 110,
+                resources: vec![("pinnace.io/gpio".into(), 1)],
                 oci: true,
                 wasm: Some(WasmTargetV1 {
                     engine: "48".into(),

@@ -349,6 +349,7 @@ fn resource_name(path: &Path<'_>, name: &str, errors: &mut Errors) {
 
 fn mounts(path: &Path<'_>, container: &Fields, volumes: &Volumes<'_>, errors: &mut Errors) {
     let mut seen = HashSet::new();
+    let privileged = flag(fields(container, "securityContext"), "privileged");
     for (n, mount) in objects(container, "volumeMounts") {
         let at = path.index(n);
         match text(mount, "name") {
@@ -366,6 +367,30 @@ fn mounts(path: &Path<'_>, container: &Fields, volumes: &Volumes<'_>, errors: &m
             let inner = text(mount, field);
             if !inner.is_empty() {
                 super::volume::local_path(&at.field(field), inner, errors);
+            }
+        }
+        let propagation = text(mount, "mountPropagation");
+        let modes = ["Bidirectional", "HostToContainer", "None"];
+        errors.one_of(&at.field("mountPropagation"), propagation, &modes, false);
+        if propagation == "Bidirectional" && !privileged {
+            errors.forbidden(
+                &at.field("mountPropagation"),
+                "Bidirectional mount propagation is available only to privileged containers",
+            );
+        }
+        let recursive = text(mount, "recursiveReadOnly");
+        let modes = ["Disabled", "Enabled", "IfPossible"];
+        let field = at.field("recursiveReadOnly");
+        errors.one_of(&field, recursive, &modes, false);
+        if matches!(recursive, "Enabled" | "IfPossible") {
+            if !flag(mount, "readOnly") {
+                errors.forbidden(&field, "may only be specified when readOnly is true");
+            }
+            if !matches!(propagation, "" | "None") {
+                errors.forbidden(
+                    &field,
+                    "may only be specified when mountPropagation is None or not specified",
+                );
             }
         }
         if !text(mount, "subPath").is_empty() && !text(mount, "subPathExpr").is_empty() {

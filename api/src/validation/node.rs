@@ -57,6 +57,15 @@ pub(super) fn namespace(root: &Fields, errors: &mut Errors) {
     }
 }
 
+/// The rules of a RuntimeClass.
+pub(super) fn runtime_class(root: &Fields, errors: &mut Errors) {
+    let at = super::Path::Root.field("handler");
+    match text(root, "handler") {
+        "" => errors.required(&at, ""),
+        handler => errors.invalid_all(&at, handler, &crate::names::dns1123_label(handler)),
+    }
+}
+
 pub(super) fn lease(root: &Fields, errors: &mut Errors) {
     let spec = fields(root, "spec");
     if spec.contains_key("holderIdentity") && text(spec, "holderIdentity").is_empty() {

@@ -5,7 +5,8 @@ use std::collections::HashSet;
 use serde_json::Value;
 
 use super::{
-    Errors, Fields, Path, SPEC, container, fields, items, metadata, number, objects, text, volume,
+    Errors, Fields, Path, SPEC, container, fields, flag, items, metadata, number, objects, text,
+    volume,
 };
 use crate::meta::MIRROR_ANNOTATION;
 use crate::names;
@@ -55,7 +56,109 @@ pub(super) fn spec(path: &Path<'_>, spec: &Fields, place: Place, errors: &mut Er
     }
     tolerations(&path.field("tolerations"), spec, errors);
     let context = fields(spec, "securityContext");
-    security(&path.field("securityContext"), context, errors);
+    let at = path.field("securityContext");
+    security(&at, context, errors);
+    sysctls(&at.field("sysctls"), context, errors);
+    errors.one_of(
+        &at.field("fsGroupChangePolicy"),
+        text(context, "fsGroupChangePolicy"),
+        &["OnRootMismatch", "Always"],
+        false,
+    );
+    if flag(spec, "shareProcessNamespace") && flag(spec, "hostPID") {
+        errors.invalid(
+            &path.field("shareProcessNamespace"),
+            "true",
+            "ShareProcessNamespace and HostPID cannot both be enabled",
+        );
+    }
+    host_aliases(&path.field("hostAliases"), spec, errors);
+    dns(path, spec, errors);
+}
+
+/// Names and values of kernel settings; a node says which of them it sets.
+fn sysctls(path: &Path<'_>, context: &Fields, errors: &mut Errors) {
+    let mut seen = HashSet::new();
+    for (n, sysctl) in objects(context, "sysctls") {
+        let parent = path.index(n);
+        let at = parent.field("name");
+        let name = text(sysctl, "name");
+        let is_segment = |part: &str| {
+            let edge =
+                |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+            edge(part.chars().next())
+                && edge(part.chars().next_back())
+                && part
+                    .chars()
+                    .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_'))
+        };
+        if name.is_empty() {
+            errors.required(&at, "");
+        } else if name.len() > 253 || !name.split(['.', '/']).all(is_segment) {
+            errors.invalid(
+                &at,
+                name,
+                "must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$",
+            );
+        } else if !seen.insert(name) {
+            errors.duplicate(&at, name);
+        }
+    }
+}
+
+fn host_aliases(path: &Path<'_>, spec: &Fields, errors: &mut Errors) {
+    for (n, alias) in objects(spec, "hostAliases") {
+        let at = path.index(n);
+        let ip = text(alias, "ip");
+        if ip.parse::<std::net::IpAddr>().is_err() {
+            errors.invalid(
+                &at.field("ip"),
+                ip,
+                "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+            );
+        }
+        let list = at.field("hostnames");
+        for (n, name) in items(alias, "hostnames").iter().enumerate() {
+            let name = name.as_str().unwrap_or_default();
+            errors.invalid_all(&list.index(n), name, &names::dns1123_subdomain(name));
+        }
+    }
+}
+
+fn dns(path: &Path<'_>, spec: &Fields, errors: &mut Errors) {
+    let config = fields(spec, "dnsConfig");
+    let at = path.field("dnsConfig");
+    let servers = items(config, "nameservers");
+    let list = at.field("nameservers");
+    if text(spec, "dnsPolicy") == "None" && servers.is_empty() {
+        errors.required(&list, "must provide at least one DNS nameserver when `dnsPolicy` is None");
+    }
+    if servers.len() > 3 {
+        errors.invalid(&list, "", "must not have more than 3 nameservers");
+    }
+    for (n, server) in servers.iter().enumerate() {
+        let server = server.as_str().unwrap_or_default();
+        if server.parse::<std::net::IpAddr>().is_err() {
+            errors.invalid(
+                &list.index(n),
+                server,
+                "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+            );
+        }
+    }
+    let list = at.field("searches");
+    for (n, search) in items(config, "searches").iter().enumerate() {
+        let search = search.as_str().unwrap_or_default().trim_end_matches('.');
+        if !search.is_empty() {
+            errors.invalid_all(&list.index(n), search, &names::dns1123_subdomain(search));
+        }
+    }
+    let list = at.field("options");
+    for (n, option) in objects(config, "options") {
+        if text(option, "name").is_empty() {
+            errors.required(&list.index(n), "must not be empty");
+        }
+    }
 }
 
 fn deadline(path: &Path<'_>, spec: &Fields, place: Place, errors: &mut Errors) {

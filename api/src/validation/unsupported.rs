@@ -44,21 +44,10 @@ const RUNTIME_CLASSES: &[&str] = &["oci", "wasm"];
 
 /// Refused in a pod's spec.
 const POD_REFUSED: &[Line] = &[
-    ("hostNetwork", When::True, "pods always have a network of their own"),
-    ("hostPID", When::True, "pods always have processes of their own"),
-    ("hostIPC", When::True, "pods always have IPC of their own"),
     ("hostUsers", When::False, "user namespaces are not implemented yet"),
-    ("shareProcessNamespace", When::True, "sharing processes is not implemented yet"),
-    ("securityContext.fsGroup", When::Set, "ownership of volumes is not implemented yet"),
     ("securityContext.seLinuxOptions", When::Set, "SELinux is not implemented"),
     ("securityContext.appArmorProfile", When::Set, "AppArmor is not implemented"),
-    ("securityContext.sysctls", When::Set, "kernel parameters are not implemented yet"),
     ("securityContext.windowsOptions", When::Set, "nodes run Linux"),
-    (
-        "securityContext.seccompProfile.type",
-        When::NotOneOf(&["RuntimeDefault"]),
-        "only RuntimeDefault is implemented",
-    ),
     ("runtimeClassName", When::NotOneOf(RUNTIME_CLASSES), "use \"oci\" or \"wasm\""),
     ("os.name", When::NotOneOf(&["linux"]), "nodes run Linux"),
 ];
@@ -68,14 +57,6 @@ const POD_WARNED: &[Line] = &[
     ("affinity", When::Set, "use nodeSelector"),
     ("topologySpreadConstraints", When::Set, "pods are spread by free resources"),
     ("schedulingGates", When::Set, "they are never waited for"),
-    ("dnsConfig", When::Set, "the pod uses the resolvers of its node"),
-    (
-        "dnsPolicy",
-        When::NotOneOf(&["ClusterFirst", "Default"]),
-        "the pod uses the resolvers of its node",
-    ),
-    ("hostAliases", When::Set, "/etc/hosts names the pod only"),
-    ("setHostnameAsFQDN", When::True, "the host name stays short"),
     ("imagePullSecrets", When::Set, "images are pulled without credentials"),
     ("priorityClassName", When::Set, "no pod is preempted"),
     ("resourceClaims", When::Set, "devices are requested as resources"),
@@ -87,25 +68,13 @@ const POD_WARNED: &[Line] = &[
     ),
     ("overhead", When::Set, "it counts for scheduling only"),
     ("securityContext.supplementalGroupsPolicy", When::Set, "groups are merged"),
-    (
-        "securityContext.fsGroupChangePolicy",
-        When::Set,
-        "ownership of volumes is not implemented yet",
-    ),
 ];
 
 /// Refused in a container.
 const CONTAINER_REFUSED: &[Line] = &[
-    ("securityContext.privileged", When::True, "a container never gets the whole machine"),
-    ("securityContext.procMount", When::NotOneOf(&["Default"]), "/proc is always masked"),
     ("securityContext.seLinuxOptions", When::Set, "SELinux is not implemented"),
     ("securityContext.appArmorProfile", When::Set, "AppArmor is not implemented"),
     ("securityContext.windowsOptions", When::Set, "nodes run Linux"),
-    (
-        "securityContext.seccompProfile.type",
-        When::NotOneOf(&["RuntimeDefault"]),
-        "only RuntimeDefault is implemented",
-    ),
     ("volumeDevices", When::Set, "block devices are not implemented"),
 ];
 
@@ -120,26 +89,22 @@ const CONTAINER_WARNED: &[Line] = &[
 ];
 
 /// Sources of a volume that the agent makes.
-const VOLUME_HONOURED: &[&str] = &["name", "configMap", "secret", "emptyDir"];
-
-/// Refused in a volume: its sources.
-const VOLUME_REFUSED: &[Line] =
-    &[("hostPath", When::Set, "files of the node are not given to pods")];
+const VOLUME_HONOURED: &[&str] =
+    &["name", "configMap", "secret", "emptyDir", "hostPath", "downwardAPI", "projected"];
 
 /// Warned about in a volume; any other source gets [`VOLUME_OTHER`].
 const VOLUME_WARNED: &[Line] = &[
     ("persistentVolumeClaim", When::Set, "the folder is empty and goes with the pod"),
     ("ephemeral", When::Set, "the folder is empty and goes with the pod"),
-    ("downwardAPI", When::Set, "the folder stays empty; use env with fieldRef"),
 ];
 /// What to say about every other source.
 const VOLUME_OTHER: &str = "the folder stays empty";
 
-/// Warned about in a volume mount.
-const MOUNT_WARNED: &[Line] = &[
-    ("subPathExpr", When::Set, "variables in paths are not expanded; use subPath"),
-    ("mountPropagation", When::NotOneOf(&["None"]), "mounts are private"),
-    ("recursiveReadOnly", When::NotOneOf(&["Disabled"]), "only the mount itself is read-only"),
+/// Warned about in a source of a projected volume.
+const PROJECTION_WARNED: &[Line] = &[
+    ("serviceAccountToken", When::Set, "no token is issued, and the file is not there"),
+    ("clusterTrustBundle", When::Set, "the file is not there"),
+    ("podCertificate", When::Set, "the file is not there"),
 ];
 
 /// Warned about in a port.
@@ -227,7 +192,7 @@ fn applies(from: &Fields, field: &str, when: When) -> bool {
 
 /// A volume source counts even where it is empty.
 fn is_source(field: &str) -> bool {
-    VOLUME_REFUSED.iter().chain(VOLUME_WARNED).any(|(name, ..)| *name == field)
+    VOLUME_WARNED.iter().any(|(name, ..)| *name == field)
 }
 
 fn pod(path: &Path<'_>, spec: &Fields, found: &mut Found) {
@@ -235,21 +200,26 @@ fn pod(path: &Path<'_>, spec: &Fields, found: &mut Found) {
     for list in ["containers", "initContainers", "ephemeralContainers"] {
         let at = path.field(list);
         for (n, fields) in objects(spec, list) {
-            container(&at.index(n), fields, found);
+            container(&at.index(n), fields, flag(spec, "hostNetwork"), found);
         }
     }
     let at = path.field("volumes");
     for (n, volume) in objects(spec, "volumes") {
         let at = at.index(n);
-        found.look(&at, volume, VOLUME_REFUSED, VOLUME_WARNED);
+        found.look(&at, volume, &[], VOLUME_WARNED);
         let listed = |name: &str| VOLUME_HONOURED.contains(&name) || is_source(name);
         for (name, _) in volume.iter().filter(|(name, value)| !listed(name) && !value.is_null()) {
             found.warn(&at.field(name), VOLUME_OTHER);
         }
+        let projected = at.field("projected");
+        let sources = projected.field("sources");
+        for (n, source) in objects(fields(volume, "projected"), "sources") {
+            found.look(&sources.index(n), source, &[], PROJECTION_WARNED);
+        }
     }
 }
 
-fn container(path: &Path<'_>, container: &Fields, found: &mut Found) {
+fn container(path: &Path<'_>, container: &Fields, host_network: bool, found: &mut Found) {
     found.look(path, container, CONTAINER_REFUSED, CONTAINER_WARNED);
     let context = fields(container, "securityContext");
     if flag(context, "runAsNonRoot") && super::number(context, "runAsUser") == Some(0) {
@@ -259,12 +229,8 @@ fn container(path: &Path<'_>, container: &Fields, found: &mut Found) {
             "must not be 0 when `runAsNonRoot` is true",
         );
     }
-    let at = path.field("volumeMounts");
-    for (n, mount) in objects(container, "volumeMounts") {
-        found.look(&at.index(n), mount, &[], MOUNT_WARNED);
-    }
     let at = path.field("ports");
-    for (n, port) in objects(container, "ports") {
+    for (n, port) in objects(container, "ports").filter(|_| !host_network) {
         found.look(&at.index(n), port, &[], PORT_WARNED);
     }
 }
@@ -335,7 +301,7 @@ mod tests {
     fn security_is_refused_and_the_rest_warned_about() {
         check_spec(
             &json!({
-                "hostNetwork": true, "hostPID": false, "hostUsers": false, "runtimeClassName": "gvisor",
+                "hostPID": false, "hostUsers": false, "runtimeClassName": "gvisor",
                 "securityContext": {"fsGroup": 5, "seccompProfile": {"type": "Unconfined"}},
                 "initContainers": [{"name": "i", "securityContext": {"privileged": true}}],
                 "affinity": {}, "hostAliases": [{"ip": "1.2.3.4"}], "activeDeadlineSeconds": 5,
@@ -347,24 +313,17 @@ mod tests {
                     "volumeMounts": [{"mountPropagation": "Bidirectional"}],
                     "stdin": true, "tty": false,
                 }],
-                "volumes": [{"hostPath": {"path": "/"}}, {"projected": {}}],
+                "volumes": [{"hostPath": {"path": "/"}}, {"projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}, {"nfs": {}}],
             }),
             &expect![[r#"
-                refused spec.hostNetwork: Forbidden: Pinnace cannot do this: pods always have a network of their own
                 refused spec.hostUsers: Forbidden: Pinnace cannot do this: user namespaces are not implemented yet
-                refused spec.securityContext.fsGroup: Forbidden: Pinnace cannot do this: ownership of volumes is not implemented yet
-                refused spec.securityContext.seccompProfile.type: Forbidden: Pinnace cannot do this: only RuntimeDefault is implemented
                 refused spec.runtimeClassName: Forbidden: Pinnace cannot do this: use "oci" or "wasm"
-                refused spec.containers[0].securityContext.procMount: Forbidden: Pinnace cannot do this: /proc is always masked
                 refused spec.containers[0].securityContext.runAsUser: Forbidden: must not be 0 when `runAsNonRoot` is true
-                refused spec.initContainers[0].securityContext.privileged: Forbidden: Pinnace cannot do this: a container never gets the whole machine
-                refused spec.volumes[0].hostPath: Forbidden: Pinnace cannot do this: files of the node are not given to pods
-                warning spec.hostAliases: not honoured by Pinnace yet: /etc/hosts names the pod only
                 warning spec.containers[0].resources.limits.ephemeral-storage: not honoured by Pinnace yet: disk use is not limited
                 warning spec.containers[0].resources.requests.ephemeral-storage: not honoured by Pinnace yet: disk use is not counted
-                warning spec.containers[0].volumeMounts[0].mountPropagation: not honoured by Pinnace yet: mounts are private
                 warning spec.containers[0].ports[0].hostPort: not honoured by Pinnace yet: the port of the node is not opened
-                warning spec.volumes[1].projected: not honoured by Pinnace yet: the folder stays empty
+                warning spec.volumes[1].projected.sources[0].serviceAccountToken: not honoured by Pinnace yet: no token is issued, and the file is not there
+                warning spec.volumes[2].nfs: not honoured by Pinnace yet: the folder stays empty
             "#]],
         );
     }
@@ -374,13 +333,13 @@ mod tests {
         let resource = resource::by_kind("apps", "Deployment").unwrap();
         let object = json!({"spec": {"template": {
             "metadata": {"annotations": {"container.apparmor.security.beta.kubernetes.io/c": "unconfined"}},
-            "spec": {"hostIPC": true}}}});
+            "spec": {"hostUsers": false}}}});
         let paths: Vec<_> = check(resource, &object).refused.into_iter().map(|e| e.path).collect();
         assert_eq!(
             paths,
             [
                 "spec.template.metadata.annotations[container.apparmor.security.beta.kubernetes.io/c]",
-                "spec.template.spec.hostIPC",
+                "spec.template.spec.hostUsers",
             ]
         );
     }
@@ -393,8 +352,8 @@ mod tests {
         for (kind, tables) in [
             ("PodSpec", [POD_REFUSED, POD_WARNED]),
             ("Container", [CONTAINER_REFUSED, CONTAINER_WARNED]),
-            ("Volume", [VOLUME_REFUSED, VOLUME_WARNED]),
-            ("VolumeMount", [&[], MOUNT_WARNED]),
+            ("Volume", [&[], VOLUME_WARNED]),
+            ("VolumeProjection", [&[], PROJECTION_WARNED]),
             ("ContainerPort", [&[], PORT_WARNED]),
         ] {
             for (field, ..) in tables.into_iter().flatten() {

@@ -11,6 +11,16 @@ use crate::quantity::Quantity;
 /// Names of the volumes that containers may mount.
 pub(super) type Volumes<'a> = BTreeSet<&'a str>;
 
+/// What a hostPath may be.
+const HOST_PATH_TYPES: &[&str] = &[
+    "BlockDevice",
+    "CharDevice",
+    "Directory",
+    "DirectoryOrCreate",
+    "File",
+    "FileOrCreate",
+    "Socket",
+];
 /// Largest mode of a file.
 const MODE_MAX: i64 = 0o777;
 
@@ -75,26 +85,87 @@ fn source(path: &Path<'_>, volume: &Fields, errors: &mut Errors) {
             name if name.split('/').any(|part| part == "..") => {
                 errors.invalid(&at.field("path"), name, "must not contain '..'");
             }
+            name if !name.starts_with('/') => {
+                errors.invalid(&at.field("path"), name, "must be an absolute path");
+            }
             _ => {}
+        }
+        errors.one_of(&at.field("type"), text(host, "type"), HOST_PATH_TYPES, false);
+    }
+    if let Some(projected) = object(volume, "projected") {
+        let at = path.field("projected");
+        mode(&at.field("defaultMode"), number(projected, "defaultMode"), errors);
+        let list = at.field("sources");
+        for (n, source) in objects(projected, "sources") {
+            projection(&list.index(n), source, errors);
         }
     }
     if let Some(api) = object(volume, "downwardAPI") {
-        let at = path.field("downwardAPI");
-        let list = at.field("items");
-        for (n, file) in objects(api, "items") {
-            let at = list.index(n);
-            if text(file, "path").is_empty() {
-                errors.required(&at.field("path"), "");
-            }
-            if let Some(field) = object(file, "resourceFieldRef") {
-                container::resource_field_ref(&at.field("resourceFieldRef"), field, true, errors);
-            }
-        }
+        downward(&path.field("downwardAPI"), api, errors);
     }
     if let Some(claim) = object(volume, "persistentVolumeClaim")
         && text(claim, "claimName").is_empty()
     {
         errors.required(&path.field("persistentVolumeClaim").field("claimName"), "");
+    }
+}
+
+/// One source of a projected volume.
+fn projection(path: &Path<'_>, source: &Fields, errors: &mut Errors) {
+    for name in source.keys().skip(1) {
+        errors.forbidden(&path.field(name), "may not specify more than 1 volume type");
+    }
+    for name in ["configMap", "secret"] {
+        if let Some(keys) = object(source, name) {
+            let at = path.field(name);
+            if text(keys, "name").is_empty() {
+                errors.required(&at.field("name"), "");
+            }
+            files(&at, keys, errors);
+        }
+    }
+    if let Some(api) = object(source, "downwardAPI") {
+        downward(&path.field("downwardAPI"), api, errors);
+    }
+    if let Some(token) = object(source, "serviceAccountToken") {
+        let at = path.field("serviceAccountToken");
+        match text(token, "path") {
+            "" => errors.required(&at.field("path"), ""),
+            name => local_path(&at.field("path"), name, errors),
+        }
+        let field = at.field("expirationSeconds");
+        if let Some(seconds) = number(token, "expirationSeconds") {
+            if seconds < 600 {
+                errors.invalid_number(
+                    &field,
+                    seconds,
+                    "may not specify a duration less than 10 minutes",
+                );
+            } else if seconds > 1 << 32 {
+                errors.invalid_number(
+                    &field,
+                    seconds,
+                    "may not specify a duration larger than 2^32 seconds",
+                );
+            }
+        }
+    }
+}
+
+/// Files of a downwardAPI source.
+fn downward(path: &Path<'_>, api: &Fields, errors: &mut Errors) {
+    mode(&path.field("defaultMode"), number(api, "defaultMode"), errors);
+    let list = path.field("items");
+    for (n, file) in objects(api, "items") {
+        let at = list.index(n);
+        match text(file, "path") {
+            "" => errors.required(&at.field("path"), ""),
+            name => local_path(&at.field("path"), name, errors),
+        }
+        mode(&at.field("mode"), file.get("mode").and_then(Value::as_i64), errors);
+        if let Some(field) = object(file, "resourceFieldRef") {
+            container::resource_field_ref(&at.field("resourceFieldRef"), field, true, errors);
+        }
     }
 }
 

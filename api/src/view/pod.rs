@@ -57,6 +57,11 @@ pub struct PodSpec {
     pub termination_grace_period_seconds: Option<i64>,
     /// Host name in the pod; its name where it is empty.
     pub hostname: String,
+    /// The domain it is in, below its namespace's.
+    pub subdomain: String,
+    /// Whether the host name is the whole name.
+    #[serde(rename = "setHostnameAsFQDN")]
+    pub set_hostname_as_fqdn: bool,
     /// `oci`, `wasm`, or none for the image's own.
     pub runtime_class_name: Option<String>,
     /// Labels its node must have.

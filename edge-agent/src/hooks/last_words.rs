@@ -57,7 +57,7 @@ pub(super) fn mount(
             (folder_of(&path), folder)
         }
     };
-    Ok(Some(Mount { source, destination: destination.to_owned(), read_only: false }))
+    Ok(Some(Mount { source, destination: destination.to_owned(), ..Mount::default() }))
 }
 
 fn path_in(container: &ContainerV1) -> &str {
@@ -132,7 +132,7 @@ mod tests {
     use crate::pods::tests::container;
 
     fn other(destination: &str) -> Mount {
-        Mount { source: "/v".into(), destination: destination.to_owned(), read_only: false }
+        Mount { source: "/v".into(), destination: destination.to_owned(), ..Mount::default() }
     }
 
     #[test]

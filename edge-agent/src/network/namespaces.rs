@@ -89,7 +89,7 @@ fn create_here(
     })
 }
 
-fn hold(kind: &str, path: &Path) -> Result<(), NetworkError> {
+pub(super) fn hold(kind: &str, path: &Path) -> Result<(), NetworkError> {
     let what = || format!("hold a namespace at {}", path.display());
     File::create(path).map_err(io_error(what()))?;
     mount_bind(format!("/proc/thread-self/ns/{kind}"), path)

@@ -71,6 +71,8 @@ impl PodState {
         let Some(end) = self.eviction.as_ref().filter(|_| !was_ended) else { return Vec::new() };
         let (reason, warning) = match end.reason.as_str() {
             "DeadlineExceeded" => ("DeadlineExceeded", false),
+            "SysctlForbidden" => ("SysctlForbidden", true),
+            "PrivilegedForbidden" => ("PrivilegedForbidden", true),
             _ => ("Evicted", true),
         };
         let (container, message) = (String::new(), end.message.clone());

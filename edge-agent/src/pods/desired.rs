@@ -1,12 +1,14 @@
 //! What the master wants of one pod, with the ConfigMaps and Secrets it uses.
 
 use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use wire::Uid;
 use wire::pod::{
-    ContainerV1, EnvValueV1, KeysV1, PodV1, RestartPolicyV1, SourceV1, VolumeSourceV1,
+    ContainerV1, EnvValueV1, KeyPathV1, KeysV1, PodV1, ProjectionV1, RestartPolicyV1, SourceV1,
+    VolumeSourceV1,
 };
 
 use super::state::{Container, PodState, Role, Versions};
@@ -122,25 +124,12 @@ impl Desired {
     /// The versions of what the pod's volumes hold.
     #[must_use]
     pub fn volume_versions(&self) -> Versions {
-        self.pod
-            .volumes
-            .iter()
-            .filter_map(|volume| match &volume.source {
-                VolumeSourceV1::Keys { source, .. } => Some(source),
-                _ => None,
-            })
-            .filter_map(|source| {
-                self.keys.get(source).map(|keys| (source.clone(), (keys.uid, keys.generation)))
-            })
-            .collect()
+        volume_versions(&self.pod, &self.keys)
     }
 
     /// Every ConfigMap and Secret that the pod names, whether or not it exists.
     pub fn sources(pod: &PodV1) -> impl Iterator<Item = &SourceV1> {
-        let volumes = pod.volumes.iter().filter_map(|volume| match &volume.source {
-            VolumeSourceV1::Keys { source, .. } => Some(source),
-            _ => None,
-        });
+        let volumes = keys_of(pod).map(|keys| keys.source);
         let variables = pod.all_containers().flat_map(|container| {
             let all = container.env_from.iter().map(|from| &from.source);
             let single = container.env.iter().filter_map(|variable| match &variable.value {
@@ -155,23 +144,80 @@ impl Desired {
     /// Why the volumes cannot be set up yet, as the kubelet says it; `None` if they can.
     #[must_use]
     pub fn volumes_missing(&self) -> Option<String> {
-        self.pod.volumes.iter().find_map(|volume| {
-            let VolumeSourceV1::Keys { source, items, optional, .. } = &volume.source else {
-                return None;
-            };
-            if *optional {
-                return None;
-            }
-            let why = match self.keys.get(source) {
-                None => missing(source),
+        keys_of(&self.pod).filter(|wanted| !wanted.optional).find_map(|wanted| {
+            let why = match self.keys.get(wanted.source) {
+                None => missing(wanted.source),
                 Some(keys) => {
-                    let item = items.iter().find(|item| keys.get(&item.key).is_none())?;
-                    format!("{} references non-existent key: {}", kind_word(source), item.key)
+                    let item = wanted.items.iter().find(|item| keys.get(&item.key).is_none())?;
+                    format!(
+                        "{} references non-existent key: {}",
+                        kind_word(wanted.source),
+                        item.key
+                    )
                 }
             };
-            Some(format!("MountVolume.SetUp failed for volume \"{}\" : {why}", volume.name))
+            let volume = wanted.volume;
+            Some(format!("MountVolume.SetUp failed for volume \"{volume}\" : {why}"))
         })
     }
+}
+
+/// Keys of a ConfigMap or Secret that a volume shows.
+struct WantedKeys<'a> {
+    volume: &'a str,
+    source: &'a SourceV1,
+    items: &'a [KeyPathV1],
+    optional: bool,
+}
+
+/// The keys that the pod's volumes show, those of projected ones included.
+fn keys_of(pod: &PodV1) -> impl Iterator<Item = WantedKeys<'_>> {
+    pod.volumes.iter().flat_map(|volume| {
+        let name = volume.name.as_str();
+        match &volume.source {
+            VolumeSourceV1::Keys { source, items, optional, .. } => {
+                vec![WantedKeys { volume: name, source, items, optional: *optional }]
+            }
+            VolumeSourceV1::Projected { sources, .. } => sources
+                .iter()
+                .filter_map(|source| match source {
+                    ProjectionV1::Keys { source, items, optional } => {
+                        Some(WantedKeys { volume: name, source, items, optional: *optional })
+                    }
+                    ProjectionV1::Downward(_) | ProjectionV1::Token { .. } => None,
+                })
+                .collect(),
+            _ => Vec::new(),
+        }
+    })
+}
+
+/// Stands in [`Versions`] for the pod's own labels and annotations, where a
+/// volume shows some: no ConfigMap has an empty name.
+const FIELDS: SourceV1 = SourceV1::ConfigMap(String::new());
+
+/// The versions of what a pod's volumes show.
+#[must_use]
+pub fn volume_versions(pod: &PodV1, keys: &KeySet) -> Versions {
+    let mut versions: Versions = keys_of(pod)
+        .filter_map(|wanted| {
+            let keys = keys.get(wanted.source)?;
+            Some((wanted.source.clone(), (keys.uid, keys.generation)))
+        })
+        .collect();
+    let shows_fields = pod.volumes.iter().any(|volume| match &volume.source {
+        VolumeSourceV1::Downward { .. } => true,
+        VolumeSourceV1::Projected { sources, .. } => {
+            sources.iter().any(|source| matches!(source, ProjectionV1::Downward(_)))
+        }
+        _ => false,
+    });
+    if shows_fields {
+        let mut hasher = std::hash::DefaultHasher::new();
+        (&pod.labels, &pod.annotations).hash(&mut hasher);
+        versions.insert(FIELDS, (pod.uid, hasher.finish()));
+    }
+    versions
 }
 
 /// `configmap "x" not found`, as the API server words it.

@@ -38,7 +38,7 @@ pub mod worker;
 mod world;
 
 pub use apply::{Happening, Outcome, Pulled, Seen};
-pub use desired::{Desired, Eviction, KeySet, Keys, missing};
+pub use desired::{Desired, Eviction, KeySet, Keys, missing, volume_versions};
 pub use events::happenings;
 pub use order::{is_initialized, is_over, is_ready, is_up};
 pub use owner::fresh_state;

@@ -309,7 +309,11 @@ impl Owner {
         fresh_state(&self.hooks, &desired.pod, self.clock.now().wall_ms)
     }
 
-    fn spawn(&mut self, desired: Desired, state: PodState) {
+    fn spawn(&mut self, mut desired: Desired, state: PodState) {
+        if desired.eviction.is_none() {
+            // As the kubelet does when it first sees a pod, which for it is every start.
+            desired.eviction = self.hooks.policy.reject(&desired.pod);
+        }
         let uid = desired.pod.uid;
         let (wish, wishes) = watch::channel(desired.clone());
         self.pods.insert(uid, wish);

@@ -10,15 +10,17 @@
 //! `..data` over the old: a reader sees all of one version or all of the other.
 //! This is the layout the kubelet has, which programs that watch files rely on.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown, symlink};
 use std::path::{Component, Path};
 
 use wire::pod::KeyPathV1;
 
 use super::VolumeError;
+use super::owner::{self, Access};
 use crate::pods::Keys;
 
 const DATA: &str = "..data";
@@ -27,33 +29,35 @@ const DATA_NEXT: &str = "..data_tmp";
 /// One file of a version.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct KeyFile<'a> {
-    path: String,
-    bytes: &'a [u8],
-    mode: u32,
+    pub(super) path: String,
+    pub(super) bytes: Cow<'a, [u8]>,
+    pub(super) mode: u32,
+    /// Whose it is; `None` for root's.
+    pub(super) user: Option<u32>,
 }
 
-/// The files that a volume of this object holds.
+/// The files that an object gives to a volume.
 pub(super) fn files<'a>(
-    volume: &str,
     object: Option<&'a Keys>,
     items: &[KeyPathV1],
     default_mode: u32,
     optional: bool,
 ) -> Result<Vec<KeyFile<'a>>, VolumeError> {
     let Some(object) = object else { return Ok(Vec::new()) };
-    let mut files = Vec::new();
+    let file = |path: &str, bytes: &'a [u8], mode| KeyFile {
+        path: path.to_owned(),
+        bytes: Cow::Borrowed(bytes),
+        mode,
+        user: None,
+    };
     if items.is_empty() {
-        for (key, bytes) in &object.data.data {
-            files.push(KeyFile { path: key.clone(), bytes, mode: default_mode });
-        }
+        let all = object.data.data.iter();
+        return Ok(all.map(|(key, bytes)| file(key, bytes, default_mode)).collect());
     }
+    let mut files = Vec::new();
     for item in items {
         match object.get(&item.key) {
-            Some(bytes) => files.push(KeyFile {
-                path: item.path.clone(),
-                bytes,
-                mode: item.mode.unwrap_or(default_mode),
-            }),
+            Some(bytes) => files.push(file(&item.path, bytes, item.mode.unwrap_or(default_mode))),
             None if optional => {}
             None => {
                 return Err(VolumeError::Missing(format!(
@@ -63,13 +67,22 @@ pub(super) fn files<'a>(
             }
         }
     }
-    for file in &files {
-        if !stays_inside(&file.path) {
-            let path = file.path.clone();
-            return Err(VolumeError::Escape { volume: volume.to_owned(), path });
-        }
-    }
     Ok(files)
+}
+
+/// The last file of each path, none of which may leave the volume.
+pub(super) fn checked<'a>(
+    volume: &str,
+    files: Vec<KeyFile<'a>>,
+) -> Result<Vec<KeyFile<'a>>, VolumeError> {
+    let mut by_path = std::collections::BTreeMap::new();
+    for file in files {
+        if !stays_inside(&file.path) {
+            return Err(VolumeError::Escape { volume: volume.to_owned(), path: file.path });
+        }
+        by_path.insert(file.path.clone(), file);
+    }
+    Ok(by_path.into_values().collect())
 }
 
 /// Whether a relative path names something below its start, and none of our own names.
@@ -79,9 +92,12 @@ fn stays_inside(path: &str) -> bool {
         && Path::new(path).components().all(|part| matches!(part, Component::Normal(_)))
 }
 
-/// Makes the folder show exactly these files.
-pub(super) fn write(folder: &Path, files: &[KeyFile<'_>]) -> io::Result<()> {
-    let old = fs::read_link(folder.join(DATA)).ok();
+/// Makes the folder show exactly these files; what they shall belong to is set
+/// before any of them is seen. A folder that shows them already is left alone.
+pub(super) fn write(folder: &Path, files: &[KeyFile<'_>], group: Option<u32>) -> io::Result<()> {
+    if shows(folder, files) {
+        return Ok(());
+    }
     let version = next_version(folder)?;
     let new = folder.join(&version);
     DirBuilder::new().mode(0o755).create(&new)?;
@@ -91,8 +107,14 @@ pub(super) fn write(folder: &Path, files: &[KeyFile<'_>]) -> io::Result<()> {
             DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
         }
         let mut out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-        out.write_all(file.bytes)?;
+        out.write_all(&file.bytes)?;
+        if let Some(user) = file.user {
+            chown(&path, Some(user), None)?;
+        }
         out.set_permissions(fs::Permissions::from_mode(file.mode & 0o777))?;
+    }
+    if let Some(group) = group {
+        owner::give(&new, group, Access::Read)?;
     }
     let next = folder.join(DATA_NEXT);
     remove_file(&next)?;
@@ -120,8 +142,35 @@ pub(super) fn write(folder: &Path, files: &[KeyFile<'_>]) -> io::Result<()> {
             fs::remove_file(entry.path())?;
         }
     }
-    drop(old);
     Ok(())
+}
+
+/// Whether the folder shows these files and no others, with these modes.
+fn shows(folder: &Path, files: &[KeyFile<'_>]) -> bool {
+    let data = folder.join(DATA);
+    let is_there = |file: &KeyFile<'_>| {
+        let path = data.join(&file.path);
+        let first = file.path.split('/').next().unwrap_or_default();
+        fs::symlink_metadata(folder.join(first)).is_ok()
+            && fs::symlink_metadata(&path).is_ok_and(|found| {
+                found.is_file()
+                    && found.len() == file.bytes.len() as u64
+                    && found.permissions().mode() & 0o777 & file.mode == file.mode & 0o777
+            })
+            && fs::read(&path).is_ok_and(|bytes| bytes == *file.bytes)
+    };
+    data.exists() && files.iter().all(is_there) && n_files(&data) == files.len()
+}
+
+fn n_files(folder: &Path) -> usize {
+    let Ok(entries) = fs::read_dir(folder) else { return 0 };
+    entries
+        .flatten()
+        .map(|entry| match entry.file_type() {
+            Ok(kind) if kind.is_dir() => n_files(&entry.path()),
+            _ => 1,
+        })
+        .sum()
 }
 
 /// A name that no version in the folder has: `..<number>`.
@@ -159,8 +208,8 @@ mod tests {
                 mode: *mode,
             })
             .collect();
-        let files = files("v", all.get(&source), &items, 0o644, true).unwrap();
-        write(folder, &files).unwrap();
+        let files = files(all.get(&source), &items, 0o644, true).unwrap();
+        write(folder, &checked("v", files).unwrap(), None).unwrap();
     }
 
     fn visible(folder: &Path) -> Vec<String> {
@@ -246,7 +295,7 @@ mod tests {
         let all = keys(source.clone(), &[("a", "1")]);
         for path in ["../x", "/x", "x/../../y", "", "..data", "..", "./x/../.."] {
             let items = [KeyPathV1 { key: "a".into(), path: path.into(), mode: None }];
-            let result = files("v", all.get(&source), &items, 0o644, false);
+            let result = checked("v", files(all.get(&source), &items, 0o644, false).unwrap());
             assert!(matches!(result, Err(VolumeError::Escape { .. })), "{path:?}: {result:?}");
         }
     }

@@ -141,7 +141,7 @@ async fn bad_objects_are_refused_with_every_cause() {
 async fn what_a_pod_asks_for_in_vain_is_refused_or_told() {
     let (api, who) = cluster().await;
     let mut object = pod("host");
-    object["spec"]["hostPID"] = json!(true);
+    object["spec"]["hostUsers"] = json!(false);
     assert_eq!(create(&api, &who, "Pod", object).await.unwrap_err().code(), 422);
     let mut object = pod("port");
     object["spec"]["containers"][0]["ports"] = json!([{"containerPort": 80, "hostPort": 80}]);
@@ -151,6 +151,56 @@ async fn what_a_pod_asks_for_in_vain_is_refused_or_told() {
     let event = events.items[0].value();
     assert_eq!(event["reason"], "UnsupportedField");
     assert_eq!(event["involvedObject"]["name"], "port");
+}
+
+#[tokio::test]
+async fn a_pods_runtime_class_must_exist() {
+    let (api, who) = cluster().await;
+    let class = by_kind("node.k8s.io", "RuntimeClass").unwrap();
+    let mut modules = pod("modules");
+    modules["spec"]["runtimeClassName"] = json!("wasm");
+    create(&api, &who, "Pod", modules.clone()).await.unwrap();
+    let target = Target::object(class, "", "wasm");
+    assert_eq!(api.get_value(&who, &target).unwrap()["handler"], "wasm");
+    api.delete(&who, &target, &DeleteOptions::default()).await.unwrap();
+    modules["metadata"]["name"] = json!("more");
+    let status = create(&api, &who, "Pod", modules).await.unwrap_err();
+    let text = "pods \"more\" is forbidden: pod rejected: RuntimeClass \"wasm\" not found";
+    assert_eq!((status.reason, status.message.as_str()), (Reason::Forbidden, text));
+}
+
+#[tokio::test]
+async fn a_namespace_says_what_its_pods_may_ask_for() {
+    let (api, who) = cluster().await;
+    let labels = json!({
+        "pod-security.kubernetes.io/enforce": "baseline",
+        "pod-security.kubernetes.io/warn": "restricted",
+    });
+    create(&api, &who, "Namespace", json!({"metadata": {"name": "strict", "labels": labels}}))
+        .await
+        .unwrap();
+    let make = async |of: &str, object: Value| {
+        api.create(&who, kind(of), "strict", object, &WriteOptions::by("test")).await
+    };
+    let mut bad = pod("bad");
+    bad["spec"]["hostNetwork"] = json!(true);
+    let refused = make("Pod", bad.clone()).await.unwrap_err();
+    assert_eq!(refused.reason, Reason::Forbidden);
+    let text = "pods \"bad\" is forbidden: violates PodSecurity \"baseline:latest\": \
+                host namespaces (hostNetwork=true)";
+    assert_eq!(refused.message, text);
+    create(&api, &who, "Pod", bad.clone()).await.expect("a namespace without a label takes it");
+
+    let warned = make("Pod", pod("lax")).await.unwrap().warnings;
+    assert!(
+        warned.iter().any(|w| w.starts_with("would violate PodSecurity \"restricted:latest\": ")),
+        "{warned:?}"
+    );
+    // A template is warned about; its pods are what is refused.
+    let mut template = deployment("lax");
+    template["spec"]["template"]["spec"]["hostNetwork"] = json!(true);
+    let warned = make("Deployment", template).await.unwrap().warnings;
+    assert!(warned.iter().any(|warning| warning.contains("host namespaces")), "{warned:?}");
 }
 
 #[tokio::test]

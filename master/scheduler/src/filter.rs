@@ -48,7 +48,12 @@ pub enum Rejection {
         /// What is free, in the same unit.
         free: u64,
     },
+    /// A port of the node that the pod asks for is another pod's.
+    HostPort,
 }
+
+/// What ports of a node are counted as: each node has each of them once.
+pub const HOST_PORT: &str = "hostPort/";
 
 /// As the `FailedScheduling` event counts it, in Kubernetes' words where it has them.
 impl fmt::Display for Rejection {
@@ -67,6 +72,9 @@ impl fmt::Display for Rejection {
             }
             Self::TooManyPods => f.write_str("Too many pods"),
             Self::Insufficient { resource, .. } => write!(f, "Insufficient {resource}"),
+            Self::HostPort => {
+                f.write_str("node(s) didn't have free ports for the requested pod ports")
+            }
         }
     }
 }
@@ -94,6 +102,7 @@ impl Rejection {
                 format!("platform {node} can't run an image built for {image}")
             }
             Self::TooManyPods => "too many pods".to_owned(),
+            Self::HostPort => "a port that the pod asks for is taken".to_owned(),
         }
     }
 }
@@ -142,8 +151,16 @@ pub fn short(demand: &Demand, node: &Node, used: &Resources, n_pods: u64) -> Vec
     check("memory", wanted.memory_bytes, offered.memory_bytes, used.memory_bytes);
     let disk = (wanted.ephemeral_bytes, offered.ephemeral_bytes, used.ephemeral_bytes);
     check("ephemeral-storage", disk.0, disk.1, disk.2);
+    let mut has_ports = true;
     for (name, amount) in &wanted.extended {
-        check(name, *amount, offered.extended(name), used.extended(name));
+        if name.starts_with(HOST_PORT) {
+            has_ports &= used.extended(name) == 0;
+        } else {
+            check(name, *amount, offered.extended(name), used.extended(name));
+        }
+    }
+    if !has_ports {
+        short.push(Rejection::HostPort);
     }
     short
 }
@@ -159,10 +176,10 @@ pub fn fits(demand: &Demand, node: &Node, used: &Resources, n_pods: u64) -> bool
         && enough(wanted.cpu_millis, offered.cpu_millis, used.cpu_millis)
         && enough(wanted.memory_bytes, offered.memory_bytes, used.memory_bytes)
         && enough(wanted.ephemeral_bytes, offered.ephemeral_bytes, used.ephemeral_bytes)
-        && wanted
-            .extended
-            .iter()
-            .all(|(name, amount)| enough(*amount, offered.extended(name), used.extended(name)))
+        && wanted.extended.iter().all(|(name, amount)| match name.starts_with(HOST_PORT) {
+            true => used.extended(name) == 0,
+            false => enough(*amount, offered.extended(name), used.extended(name)),
+        })
 }
 
 /// Most nodes whose reasons a [`summary`] spells out.

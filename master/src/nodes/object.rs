@@ -46,12 +46,18 @@ pub(super) fn set_labels(node: &mut Value, info: &NodeInfoV1) -> bool {
 pub(super) fn status(node: &Value, info: &NodeInfoV1, now: Timestamp) -> Value {
     let old = &node["status"];
     let mut status = old.as_object().cloned().unwrap_or_default();
-    let resources = json!({
+    let mut resources = json!({
         "cpu": cpu(info.cpu_millis),
         "memory": format!("{}Ki", info.memory_bytes / 1024),
         "ephemeral-storage": format!("{}Ki", info.disk_bytes / 1024),
         "pods": info.pods_max.to_string(),
     });
+    for (name, count) in &info.resources {
+        // Of a name without a domain the node would say more than what is its own.
+        if name.contains('/') {
+            resources[name] = json!(count.to_string());
+        }
+    }
     status.insert("capacity".to_owned(), resources.clone());
     status.insert("allocatable".to_owned(), resources);
     status.insert(

@@ -7,10 +7,11 @@
 
 use std::path::Path;
 
-use runtime::{ContainerSpec, LaunchError, reason};
+use runtime::{ContainerSpec, LaunchError, PidNamespace, reason};
 use serde_json::{Value, json};
 
 use crate::capabilities;
+use crate::devices::{Kind, Node};
 use crate::user::Ids;
 
 /// What a command is looked for in where nothing else is said, as containerd has it.
@@ -35,8 +36,8 @@ const MASKED: [&str; 12] = [
 const READ_ONLY: [&str; 5] =
     ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// Places that the container's own mounts must not be hidden under.
-const RESERVED: [&str; 3] = ["/proc", "/sys", "/dev"];
+/// Where no volume may appear: too much of what confines a container is there.
+const RESERVED: &str = "/proc";
 
 /// What was found out for the specification.
 pub(crate) struct Facts<'a> {
@@ -47,6 +48,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) capabilities: &'a capabilities::Set,
     /// Whether the cgroup file system can be shown to the container.
     pub(crate) unified_cgroups: bool,
+    /// Device nodes it is given besides the harmless ones.
+    pub(crate) devices: &'a [Node],
 }
 
 /// Makes the specification.
@@ -90,7 +93,7 @@ pub(crate) fn runtime_spec(spec: &ContainerSpec, facts: &Facts<'_>) -> Result<Va
     if spec.security.no_new_privileges {
         process["noNewPrivileges"] = json!(true);
     }
-    let sandbox = &spec.sandbox;
+    let shows_all = spec.security.privileged || spec.security.unmasked_proc;
     Ok(json!({
         "ociVersion": "1.0.2",
         "root": { "path": facts.rootfs, "readonly": spec.security.read_only_root },
@@ -99,18 +102,44 @@ pub(crate) fn runtime_spec(spec: &ContainerSpec, facts: &Facts<'_>) -> Result<Va
         "linux": {
             // Absolute, or libcontainer might ask systemd.
             "cgroupsPath": spec.cgroup,
-            "namespaces": [
-                { "type": "pid" },
-                { "type": "mount" },
-                { "type": "cgroup" },
-                { "type": "network", "path": sandbox.net },
-                { "type": "ipc", "path": sandbox.ipc },
-                { "type": "uts", "path": sandbox.uts },
-            ],
-            "maskedPaths": MASKED,
-            "readonlyPaths": READ_ONLY,
+            "namespaces": namespaces(spec),
+            "devices": facts.devices.iter().map(device).collect::<Vec<_>>(),
+            "maskedPaths": if shows_all { &[][..] } else { &MASKED },
+            "readonlyPaths": if shows_all { &[][..] } else { &READ_ONLY },
         },
     }))
+}
+
+/// The container's own namespaces, and the pod's; one that is not named is the host's.
+fn namespaces(spec: &ContainerSpec) -> Vec<Value> {
+    let sandbox = &spec.sandbox;
+    let mut all = vec![json!({ "type": "mount" })];
+    match &sandbox.pid {
+        PidNamespace::Own => all.push(json!({ "type": "pid" })),
+        PidNamespace::Pod(path) => all.push(json!({ "type": "pid", "path": path })),
+        PidNamespace::Host => {}
+    }
+    if !spec.security.privileged {
+        all.push(json!({ "type": "cgroup" }));
+    }
+    for (kind, path) in [("network", &sandbox.net), ("ipc", &sandbox.ipc), ("uts", &sandbox.uts)] {
+        if !path.as_os_str().is_empty() {
+            all.push(json!({ "type": kind, "path": path }));
+        }
+    }
+    all
+}
+
+fn device(node: &Node) -> Value {
+    json!({
+        "path": node.path,
+        "type": if node.kind == Kind::Block { "b" } else { "c" },
+        "major": node.major,
+        "minor": node.minor,
+        "fileMode": node.mode,
+        "uid": node.uid,
+        "gid": node.gid,
+    })
 }
 
 fn config_error(message: String) -> LaunchError {
@@ -135,9 +164,10 @@ fn environment(spec: &ContainerSpec) -> Result<Vec<String>, LaunchError> {
 
 fn mounts(spec: &ContainerSpec, unified_cgroups: bool) -> Result<Vec<Value>, LaunchError> {
     let mount = |destination: &str, kind: &str, options: &[&str]| json!({ "destination": destination, "type": kind, "source": kind, "options": options });
+    let of_system = if spec.security.privileged { "rw" } else { "ro" };
     let mut all = vec![
         mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
-        // The one place where device nodes work; only the harmless ones are made there.
+        // The one place where device nodes work; only those given are made there.
         mount("/dev", "tmpfs", &["nosuid", "noexec", "strictatime", "mode=755", "size=64k"]),
         mount(
             "/dev/pts",
@@ -145,10 +175,10 @@ fn mounts(spec: &ContainerSpec, unified_cgroups: bool) -> Result<Vec<Value>, Lau
             &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         ),
         mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+        mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", of_system]),
     ];
     if unified_cgroups {
-        let options = ["nosuid", "noexec", "nodev", "relatime", "ro"];
+        let options = ["nosuid", "noexec", "nodev", "relatime", of_system];
         all.push(mount("/sys/fs/cgroup", "cgroup", &options));
     }
     if spec.sandbox.shm.as_os_str().is_empty() {
@@ -159,31 +189,53 @@ fn mounts(spec: &ContainerSpec, unified_cgroups: bool) -> Result<Vec<Value>, Lau
             "destination": "/dev/shm",
             "type": "bind",
             "source": spec.sandbox.shm,
-            "options": ["rbind", "rprivate", "nosuid", "noexec", "nodev"],
+            "options": ["rbind", "nosuid", "noexec", "nodev"],
         }));
     }
     for volume in &spec.mounts {
-        let destination = volume.destination.trim_end_matches('/');
-        let plain = destination.starts_with('/')
-            && destination[1..].split('/').all(|part| !matches!(part, "" | "." | ".."));
-        if !plain || destination.contains('\0') {
-            return Err(config_error(format!(
-                "mountPath {:?} is not an absolute path without \"..\"",
-                volume.destination
-            )));
+        let destination = destination(&volume.destination)?;
+        if destination == "/dev" {
+            // Not libcontainer's, which would make nodes in it: see `propagate`.
+            continue;
         }
-        if RESERVED.contains(&destination) {
-            return Err(config_error(format!("mountPath {destination:?} would hide the system's")));
+        // A volume in the place of one of the system's replaces it, as containerd has it.
+        all.retain(|mount| mount["destination"] != destination);
+        let mut options = vec!["rbind"];
+        if !spec.security.privileged {
+            options.push("nodev");
         }
-        let access = if volume.read_only { "ro" } else { "rw" };
+        options.push(match (volume.read_only, volume.recursive_read_only) {
+            (true, true) => "rro",
+            (true, false) => "ro",
+            (false, _) => "rw",
+        });
         all.push(json!({
             "destination": destination,
             "type": "bind",
             "source": volume.source,
-            "options": ["rbind", "rprivate", "nodev", access],
+            "options": options,
         }));
     }
     Ok(all)
+}
+
+/// A `mountPath` without its last slash.
+///
+/// # Errors
+/// It is not absolute, has parts that lead elsewhere, or is reserved.
+fn destination(path: &str) -> Result<&str, LaunchError> {
+    let destination = path.trim_end_matches('/');
+    let plain = destination.starts_with('/')
+        && destination[1..].split('/').all(|part| !matches!(part, "" | "." | ".."));
+    if !plain || destination.contains('\0') {
+        return Err(config_error(format!(
+            "mountPath {path:?} is not an absolute path without \"..\""
+        )));
+    }
+    if destination == RESERVED {
+        return Err(config_error(format!("mountPath {destination:?} would hide the system's")));
+    }
+    Ok(destination)
 }
 
 #[cfg(test)]
@@ -222,6 +274,7 @@ pub(crate) mod tests {
             ids: &Ids::default(),
             capabilities: &capabilities::Set::new(),
             unified_cgroups: false,
+            devices: &[],
         };
         runtime_spec(spec, &facts)
     }
@@ -251,7 +304,12 @@ pub(crate) mod tests {
             assert!(error.message.contains(expected), "{}", error.message);
         };
         let at = |destination: &str| {
-            vec![Mount { source: "/x".into(), destination: destination.into(), read_only: true }]
+            vec![Mount {
+                source: "/x".into(),
+                destination: destination.into(),
+                read_only: true,
+                ..Mount::default()
+            }]
         };
         check(&|s| s.cwd = "app".into(), "workingDir \"app\"");
         check(&|s| s.args.clear(), "image \"demo:v1\" has no entrypoint");
@@ -265,10 +323,44 @@ pub(crate) mod tests {
     #[test]
     fn volumes_have_no_devices() {
         let mut spec = spec();
-        let volume = Mount { source: "/x".into(), destination: "/d".into(), read_only: true };
+        let volume = Mount {
+            source: "/x".into(),
+            destination: "/d".into(),
+            read_only: true,
+            ..Mount::default()
+        };
         spec.mounts = vec![volume];
         let made = make(&spec).unwrap();
         let last = made["mounts"].as_array().unwrap().last().unwrap().clone();
-        assert_eq!(last["options"], json!(["rbind", "rprivate", "nodev", "ro"]));
+        assert_eq!(last["options"], json!(["rbind", "nodev", "ro"]));
+    }
+
+    #[test]
+    fn a_privileged_container_sees_the_machine() {
+        let mut spec = spec();
+        spec.sandbox.net = "/ns/net".into();
+        let made = make(&spec).unwrap();
+        let kinds = |made: &Value| {
+            let all = made["linux"]["namespaces"].as_array().unwrap().iter();
+            all.map(|n| n["type"].as_str().unwrap().to_owned()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(kinds(&made), "mount pid cgroup network");
+        assert_eq!(made["linux"]["maskedPaths"].as_array().unwrap().len(), MASKED.len());
+        spec.security.privileged = true;
+        spec.sandbox = Sandbox { pid: PidNamespace::Host, ..Sandbox::default() };
+        spec.mounts = vec![
+            Mount { source: "/sys".into(), destination: "/sys/".into(), ..Mount::default() },
+            Mount { source: "/dev".into(), destination: "/dev".into(), ..Mount::default() },
+        ];
+        let made = make(&spec).unwrap();
+        assert_eq!(kinds(&made), "mount");
+        assert_eq!(made["linux"]["maskedPaths"], json!([]));
+        assert_eq!(made["linux"]["readonlyPaths"], json!([]));
+        let of = |path: &str| {
+            let all = made["mounts"].as_array().unwrap().iter();
+            all.filter(|m| m["destination"] == path).map(|m| m["type"].clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(of("/sys"), [json!("bind")]);
+        assert_eq!(of("/dev"), [json!("tmpfs")], "the host's is put over it later");
     }
 }

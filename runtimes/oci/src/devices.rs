@@ -10,6 +10,8 @@ mod bpf;
 use std::fmt;
 use std::fs;
 use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
 
 use runtime::cgroup::Hierarchies;
 
@@ -100,6 +102,114 @@ impl fmt::Display for Rule {
     }
 }
 
+/// Deepest folder of /dev that is looked into.
+const DEPTH_MAX: usize = 6;
+
+/// A device node of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Where it is, on the host as in the container.
+    pub path: PathBuf,
+    /// Block or character.
+    pub kind: Kind,
+    /// Driver.
+    pub major: u32,
+    /// Device of the driver.
+    pub minor: u32,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+impl Node {
+    /// The node at a path below `/dev`.
+    ///
+    /// # Errors
+    /// There is none, or it is something else.
+    pub fn at(path: &Path) -> io::Result<Self> {
+        let not = |what: &str| {
+            let text = format!("{} {what}", path.display());
+            io::Error::new(io::ErrorKind::InvalidInput, text)
+        };
+        let is_plain = path.components().all(|part| {
+            matches!(part, std::path::Component::RootDir | std::path::Component::Normal(_))
+        });
+        if !path.starts_with("/dev/") || !is_plain {
+            return Err(not("is not below /dev"));
+        }
+        let found = fs::metadata(path).map_err(|error| {
+            io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+        })?;
+        let kind = found.file_type();
+        let kind = if kind.is_block_device() {
+            Kind::Block
+        } else if kind.is_char_device() {
+            Kind::Char
+        } else {
+            return Err(not("is not a device node"));
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            kind,
+            major: rustix::fs::major(found.rdev()),
+            minor: rustix::fs::minor(found.rdev()),
+            mode: found.mode() & 0o777,
+            uid: found.uid(),
+            gid: found.gid(),
+        })
+    }
+
+    /// Every use of it.
+    #[must_use]
+    pub fn rule(&self) -> Rule {
+        Rule { kind: self.kind, major: Some(self.major), minor: Some(self.minor), access: ALL }
+    }
+}
+
+/// All device nodes of the host, but those every container has one of its own of.
+pub(crate) fn all() -> Vec<Node> {
+    let mut found = Vec::new();
+    look_into(Path::new("/dev"), 0, &mut found);
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    found
+}
+
+fn look_into(folder: &Path, depth: usize, found: &mut Vec<Node>) {
+    const OWN: [&str; 6] = ["pts", "shm", "mqueue", "fd", "ptmx", "console"];
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        let is_own = depth == 0 && OWN.iter().any(|own| entry.file_name() == *own);
+        // Links are left out: what they lead to is found where it is.
+        let Ok(kind) = entry.file_type() else { continue };
+        if is_own || kind.is_symlink() {
+            continue;
+        }
+        if kind.is_dir() {
+            if depth < DEPTH_MAX {
+                look_into(&path, depth + 1, found);
+            }
+        } else if let Ok(node) = Node::at(&path) {
+            found.push(node);
+        }
+    }
+}
+
+/// Lets a cgroup use every device that the group above it may use.
+///
+/// # Errors
+/// The kernel refuses.
+pub(crate) fn allow_all(hierarchies: &Hierarchies, cgroup: &str) -> io::Result<()> {
+    match hierarchies.controller_folder("devices", cgroup) {
+        Some(folder) => fs::write(folder.join("devices.allow"), "a"),
+        // Without a program a group of version 2 may do what those above it may.
+        None => Ok(()),
+    }
+}
+
 /// Denies a cgroup every device but those of `rules`.
 ///
 /// # Errors
@@ -151,5 +261,24 @@ mod tests {
         assert_eq!(DEFAULT[7].to_string(), "c 136:* rwm");
         let rule = Rule { kind: Kind::Block, major: None, minor: None, access: READ };
         assert_eq!(rule.to_string(), "b *:* r");
+    }
+
+    #[test]
+    fn nodes_are_found_below_dev_only() {
+        let null = Node::at(Path::new("/dev/null")).unwrap();
+        assert_eq!((null.kind, null.major, null.minor), (Kind::Char, 1, 3));
+        assert_eq!(null.rule().to_string(), "c 1:3 rwm");
+        for (path, expected) in [
+            ("/dev", "/dev is not a device node"),
+            ("/etc/passwd", "/etc/passwd is not below /dev"),
+            ("/dev/../etc/passwd", "/dev/../etc/passwd is not below /dev"),
+            ("/dev/pts", "/dev/pts is not a device node"),
+            ("/dev/none", "/dev/none: No such file or directory (os error 2)"),
+        ] {
+            assert_eq!(Node::at(Path::new(path)).unwrap_err().to_string(), expected);
+        }
+        let all = all();
+        assert!(all.contains(&null), "{all:?}");
+        assert!(!all.iter().any(|node| node.path.starts_with("/dev/pts")));
     }
 }

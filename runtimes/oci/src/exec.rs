@@ -194,7 +194,12 @@ fn plan(
         }
     }
     let (capabilities, filter) = launcher::confinement(spec)?;
-    let confined = Confined { filter: Arc::new(filter), capabilities, report: Arc::new(report) };
+    let confined = Confined {
+        filter: filter.map(Arc::new),
+        no_new_privileges: spec.security.no_new_privileges,
+        capabilities,
+        report: Arc::new(report),
+    };
     if request.args.first().is_none_or(String::is_empty) {
         return Err(start_error("you must specify at least one command for the container".into()));
     }

@@ -29,7 +29,10 @@ const REPORT_BYTES_MAX: u64 = 4096;
 /// Does the last steps. Cloned into the container's process with the memory.
 #[derive(Clone)]
 pub(crate) struct Confined {
-    pub(crate) filter: Arc<Program>,
+    /// `None` for none.
+    pub(crate) filter: Option<Arc<Program>>,
+    /// `no_new_privs` is set, so that the filter needs no capability.
+    pub(crate) no_new_privileges: bool,
     pub(crate) capabilities: Set,
     pub(crate) report: Arc<OwnedFd>,
 }
@@ -69,8 +72,16 @@ impl Failure {
 impl Confined {
     fn confine(&self) -> Result<(), String> {
         crate::exec::reset_signals().map_err(|error| format!("reset SIGPIPE: {error}"))?;
-        seccomp::install(&self.filter)
-            .map_err(|error| format!("set the seccomp filter: {error}"))?;
+        let filter = || match &self.filter {
+            Some(filter) => {
+                seccomp::install(filter).map_err(|error| format!("set the seccomp filter: {error}"))
+            }
+            None => Ok(()),
+        };
+        // As late as possible, so that a profile need not allow what is done here.
+        if !self.no_new_privileges {
+            filter()?;
+        }
         let failed = |error| format!("drop capabilities: {error}");
         // The bounding set first: that takes SETPCAP.
         let bounding = caps::read(None, CapSet::Bounding).map_err(failed)?;
@@ -79,7 +90,8 @@ impl Confined {
         }
         caps::set(None, CapSet::Effective, &self.capabilities).map_err(failed)?;
         caps::set(None, CapSet::Permitted, &self.capabilities).map_err(failed)?;
-        caps::clear(None, CapSet::Inheritable).map_err(failed)
+        caps::clear(None, CapSet::Inheritable).map_err(failed)?;
+        if self.no_new_privileges { filter() } else { Ok(()) }
     }
 
     /// Does the last steps and becomes `args`. Returns why it could not.

@@ -16,12 +16,13 @@ use runtime::cgroup::Hierarchies;
 use runtime::dir::ContainerDir;
 use runtime::exec::{Admit, Entered};
 use runtime::{
-    ContainerSpec, ExecRequest, ExecStdio, LaunchError, Launcher, Pid, Workload, reason,
+    ContainerSpec, ExecRequest, ExecStdio, LaunchError, Launcher, Pid, PidNamespace, Seccomp,
+    Workload, reason,
 };
 
 use crate::executor::{Confined, Failure};
 use crate::rootfs::{self, PrivateMounts};
-use crate::{capabilities, config, devices, exec, executor, seccomp, user};
+use crate::{capabilities, config, devices, exec, executor, propagate, seccomp, user};
 
 /// Starts OCI containers. For the shim only: the process must have one thread.
 #[derive(Clone, Copy, Debug, Default)]
@@ -40,6 +41,9 @@ impl Launcher for OciLauncher {
         };
         check_sandbox(spec)?;
         let (wanted, filter) = confinement(spec)?;
+        let nodes = nodes(spec)?;
+        // From the host's mounts, so before they are left.
+        let trees = propagate::take(spec).map_err(|e| failed(spec, e))?;
         let hierarchies = Hierarchies::detect().map_err(|e| failed(spec, format!("/proc: {e}")))?;
 
         let mounts = PrivateMounts::enter()
@@ -60,6 +64,7 @@ impl Launcher for OciLauncher {
             ids: &ids,
             capabilities: &given,
             unified_cgroups: hierarchies.unified_root().is_some(),
+            devices: &nodes,
         };
         let bundle = write_bundle(spec, dir, &facts)?;
 
@@ -73,8 +78,12 @@ impl Launcher for OciLauncher {
 
         let (report, theirs) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
             .map_err(|e| failed(spec, format!("cannot make a pipe: {e}")))?;
-        let confined =
-            Confined { filter: Arc::new(filter), capabilities: wanted, report: Arc::new(theirs) };
+        let confined = Confined {
+            filter: filter.map(Arc::new),
+            no_new_privileges: spec.security.no_new_privileges,
+            capabilities: wanted,
+            report: Arc::new(theirs),
+        };
         let mut container = create(spec, dir, &bundle, confined, out, err)
             .map_err(|error| failed(spec, chain(&error)))?;
         let pid = container.pid().ok_or_else(|| failed(spec, "libcontainer gave no process"))?;
@@ -82,13 +91,21 @@ impl Launcher for OciLauncher {
         hierarchies
             .add(&spec.cgroup, pid.as_raw())
             .map_err(|e| failed(spec, format!("cannot put it into its cgroup: {e}")))?;
-        devices::enforce(&hierarchies, &spec.cgroup, &devices::DEFAULT)
-            .map_err(|e| failed(spec, format!("cannot set its device rules: {e}")))?;
+        let result = if spec.security.privileged {
+            devices::allow_all(&hierarchies, &spec.cgroup)
+        } else {
+            let mut rules = devices::DEFAULT.to_vec();
+            rules.extend(nodes.iter().map(devices::Node::rule));
+            devices::enforce(&hierarchies, &spec.cgroup, &rules).map(drop)
+        };
+        result.map_err(|e| failed(spec, format!("cannot set its device rules: {e}")))?;
+        propagate::put(&trees, pid.as_raw(), spec.security.privileged)
+            .map_err(|e| failed(spec, format!("cannot put its volumes in place: {e}")))?;
         ContainerDir::new(dir)
             .begin()
             .map_err(|e| failed(spec, format!("cannot write its folder: {e}")))?;
-        container.start().map_err(|error| failed(spec, chain(&error)))?;
         drop(mounts);
+        container.start().map_err(|error| failed(spec, chain(&error)))?;
         match Failure::read(fs::File::from(report)) {
             None => Ok(Pid(pid.as_raw())),
             Some(failure) => Err(start_error(spec, &failure)),
@@ -109,24 +126,49 @@ impl Launcher for OciLauncher {
 }
 
 /// What confines everything that runs in the container, its first process and
-/// the commands run later alike.
+/// the commands run later alike: capabilities, and the filter if it has one.
 pub(crate) fn confinement(
     spec: &ContainerSpec,
-) -> Result<(capabilities::Set, seccomp::Program), LaunchError> {
-    let wanted = capabilities::resolve(
-        &spec.security.capabilities_add,
-        &spec.security.capabilities_drop,
-        &capabilities::available(),
-    )?;
-    let filter = seccomp::default_filter(&wanted);
+) -> Result<(capabilities::Set, Option<seccomp::Program>), LaunchError> {
+    let security = &spec.security;
+    let available = capabilities::available();
+    if security.privileged {
+        return Ok((available, None));
+    }
+    let wanted =
+        capabilities::resolve(&security.capabilities_add, &security.capabilities_drop, &available)?;
+    let filter = match &security.seccomp {
+        Seccomp::Default => Some(seccomp::default_filter(&wanted)),
+        Seccomp::Unconfined => None,
+        Seccomp::File(path) => Some(seccomp::load(path).map_err(|error| {
+            failed(spec, format!("cannot load seccomp profile {}: {error}", path.display()))
+        })?),
+    };
     Ok((wanted, filter))
+}
+
+/// The device nodes that the container gets.
+fn nodes(spec: &ContainerSpec) -> Result<Vec<devices::Node>, LaunchError> {
+    if spec.security.privileged {
+        return Ok(devices::all());
+    }
+    let given = spec.security.devices.iter().map(|path| devices::Node::at(path));
+    given
+        .collect::<Result<_, _>>()
+        .map_err(|e| failed(spec, format!("cannot give it a device: {e}")))
 }
 
 /// The pod's namespaces must be there; libcontainer would say it less clearly.
 fn check_sandbox(spec: &ContainerSpec) -> Result<(), LaunchError> {
     let sandbox = &spec.sandbox;
-    for (name, path) in [("net", &sandbox.net), ("ipc", &sandbox.ipc), ("uts", &sandbox.uts)] {
-        if !path.exists() {
+    let own = std::path::PathBuf::new();
+    let pid = match &sandbox.pid {
+        PidNamespace::Pod(path) => path,
+        PidNamespace::Own | PidNamespace::Host => &own,
+    };
+    let all = [("net", &sandbox.net), ("ipc", &sandbox.ipc), ("uts", &sandbox.uts), ("pid", pid)];
+    for (name, path) in all {
+        if !path.as_os_str().is_empty() && !path.exists() {
             return Err(LaunchError::new(
                 reason::CREATE_POD_SANDBOX_ERROR,
                 format!("the pod's {name} namespace {} is gone", path.display()),
@@ -184,11 +226,7 @@ fn create(
     if let Some(stdin) = stdin {
         builder = builder.with_stdin(stdin);
     }
-    let container = builder
-        .as_init(bundle)
-        .with_systemd(false)
-        .with_detach(true)
-        .build();
+    let container = builder.as_init(bundle).with_systemd(false).with_detach(true).build();
     // It makes its caller undumpable, which would hide /proc/self from it.
     let dumpable = rustix::process::DumpableBehavior::Dumpable;
     let _ = rustix::process::set_dumpable_behavior(dumpable);

@@ -18,6 +18,7 @@ pub mod devices;
 mod exec;
 mod executor;
 mod launcher;
+mod propagate;
 mod rootfs;
 pub mod seccomp;
 mod user;

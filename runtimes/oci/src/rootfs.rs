@@ -37,7 +37,8 @@ impl PrivateMounts {
         let host = rustix::fs::open("/proc/self/ns/mnt", flags, Mode::empty())?;
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
         let entered = Self { host };
-        let spread = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+        // What the container gets of these spreads nowhere; see `propagate` for what does.
+        let spread = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
         rustix::mount::mount_change("/", spread)?;
         Ok(entered)
     }

@@ -70,6 +70,7 @@ pub(crate) fn resolve(spec: &ContainerSpec, passwd: &str, group: &str) -> Result
     };
     // As the kubelet's runtimes do it, the primary group is among the supplementary ones.
     more.push(gid);
+    more.extend(&user.groups);
     more.sort_unstable();
     more.dedup();
     Ok(Ids { uid, gid, groups: more })
@@ -142,7 +143,7 @@ mod tests {
 
     fn check(name: &str, uid: Option<u32>, gid: Option<u32>, non_root: bool, expected: &str) {
         let mut spec = spec();
-        spec.user = User { name: name.into(), uid, gid, non_root };
+        spec.user = User { name: name.into(), uid, gid, non_root, groups: vec![] };
         let found = match resolve(&spec, PASSWD, GROUP) {
             Ok(ids) => format!("{}:{} {:?}", ids.uid, ids.gid, ids.groups),
             Err(error) => format!("{}: {error}", error.reason),

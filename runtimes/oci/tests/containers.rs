@@ -58,6 +58,7 @@ pub(crate) fn main() -> ExitCode {
     let mut failed = Vec::new();
     let (mut n_run, mut all) = (0, tests());
     all.extend(exec::tests());
+    all.extend(security::tests());
     for (name, test) in &all {
         if filter.is_some_and(|filter| !name.contains(filter.as_str())) {
             continue;
@@ -178,7 +179,7 @@ impl Machine {
                 net: self.path("ns/net"),
                 ipc: self.path("ns/ipc"),
                 uts: self.path("ns/uts"),
-                shm: PathBuf::new(),
+                ..Sandbox::default()
             },
             cgroup: format!("{}/pod1/{container}-0", self.cgroup_root),
             log: self.path(&format!("logs/{container}/0.log")),
@@ -245,7 +246,7 @@ fn make_layer(layer: &Path) {
     fs::copy("/bin/busybox", layer.join("bin/busybox")).unwrap();
     for name in [
         "sh", "cat", "echo", "id", "ls", "sleep", "tail", "mknod", "dd", "grep", "pwd", "hostname",
-        "readlink", "unshare", "mount", "touch", "env", "seq", "true", "kill", "head", "ip",
+        "readlink", "unshare", "mount", "touch", "ln", "env", "seq", "true", "kill", "head", "ip",
     ] {
         std::os::unix::fs::symlink("busybox", layer.join("bin").join(name)).unwrap();
     }
@@ -314,6 +315,8 @@ macro_rules! tests {
 
 #[path = "cases/exec.rs"]
 mod exec;
+#[path = "cases/security.rs"]
+mod security;
 
 tests! {
     async fn runs_and_exits_with_its_code(machine: &Machine) {
@@ -532,7 +535,7 @@ tests! {
         }
         fs::write(machine.path("readonly/f"), "from the host\n").unwrap();
         let mount = |name: &str, destination: &str, read_only| Mount {
-            source: machine.path(name), destination: destination.into(), read_only };
+            source: machine.path(name), destination: destination.into(), read_only, ..Mount::default() };
         spec.mounts = vec![mount("volume", "/data", false), mount("readonly", "/ro", true)];
         machine.check(
             spec, 0,
@@ -566,7 +569,7 @@ tests! {
         let mut spec = machine.sh("a", script);
         fs::create_dir(machine.path("volume")).unwrap();
         spec.mounts = vec![Mount {
-            source: machine.path("volume"), destination: "/data".into(), read_only: false }];
+            source: machine.path("volume"), destination: "/data".into(), ..Mount::default() }];
         let (id, log) = (spec.id.clone(), spec.log.clone());
         let size = || fs::metadata(&log).map_or(0, |log| log.len());
         let running = runtime.start(spec).await.unwrap();
@@ -605,7 +608,7 @@ tests! {
         let mut spec = machine.sh("a", "until [ -e /data/go ]; do sleep 0.01; done; echo last words");
         fs::create_dir(machine.path("volume")).unwrap();
         spec.mounts = vec![Mount {
-            source: machine.path("volume"), destination: "/data".into(), read_only: false }];
+            source: machine.path("volume"), destination: "/data".into(), ..Mount::default() }];
         let (id, log) = (spec.id.clone(), spec.log.clone());
         runtime.start(spec).await.unwrap();
         // The container ends before the next shim is there.
@@ -620,7 +623,7 @@ tests! {
         let spec = machine.sh("a", "echo -n 'first half, '; touch /data/now; until [ -e /data/go ]; do sleep 0.01; done; echo second half");
         let mut spec = spec;
         fs::create_dir(machine.path("volume")).unwrap();
-        spec.mounts = vec![Mount { source: machine.path("volume"), destination: "/data".into(), read_only: false }];
+        spec.mounts = vec![Mount { source: machine.path("volume"), destination: "/data".into(), ..Mount::default() }];
         let (id, log) = (spec.id.clone(), spec.log.clone());
         runtime.start(spec).await.unwrap();
         let partial = machine.dir(&id).file("partial.out");

@@ -145,8 +145,6 @@ impl Hierarchies {
 
     /// Makes a group with its limits. Limits whose controller is missing are left out.
     ///
-    /// For containers that libcontainer does not make.
-    ///
     /// # Errors
     /// A folder cannot be made, or the kernel refuses a value.
     pub fn create(&self, cgroup: &str, resources: &Resources) -> io::Result<()> {
@@ -185,15 +183,15 @@ impl Hierarchies {
             let shares = (resources.cpu_request_millis * 1024 / 1000).clamp(2, 262_144);
             let quota = (resources.cpu_limit_millis * 100).max(1000);
             if v1 {
-                put(&folder, "cpu.shares", shares)?;
+                limit(&folder, "cpu.shares", shares)?;
                 if resources.cpu_limit_millis > 0 {
-                    put(&folder, "cpu.cfs_period_us", 100_000)?;
-                    put(&folder, "cpu.cfs_quota_us", quota)?;
+                    limit(&folder, "cpu.cfs_period_us", 100_000)?;
+                    limit(&folder, "cpu.cfs_quota_us", quota)?;
                 }
             } else {
-                put(&folder, "cpu.weight", 1 + (shares - 2) * 9999 / 262_142)?;
+                limit(&folder, "cpu.weight", 1 + (shares - 2) * 9999 / 262_142)?;
                 if resources.cpu_limit_millis > 0 {
-                    put(&folder, "cpu.max", format!("{quota} 100000"))?;
+                    limit(&folder, "cpu.max", format!("{quota} 100000"))?;
                 }
             }
         }
@@ -203,10 +201,10 @@ impl Hierarchies {
             let bytes = resources.memory_limit_bytes;
             // Swap would turn the limit into wear; kernels without swap accounting lack the file.
             if self.v1_root("memory").is_some() {
-                put(&folder, "memory.limit_in_bytes", bytes)?;
+                limit(&folder, "memory.limit_in_bytes", bytes)?;
                 let _ = put(&folder, "memory.memsw.limit_in_bytes", bytes);
             } else {
-                put(&folder, "memory.max", bytes)?;
+                limit(&folder, "memory.max", bytes)?;
                 let _ = put(&folder, "memory.swap.max", 0);
                 // All of it or none, as the kubelet asks: a server whose worker was
                 // killed would go on half. Kernels before 4.19 lack the file.
@@ -214,7 +212,7 @@ impl Hierarchies {
             }
         }
         if let Some(folder) = self.folder("pids", cgroup).filter(|_| resources.pids_max > 0) {
-            put(&folder, "pids.max", resources.pids_max)?;
+            limit(&folder, "pids.max", resources.pids_max)?;
         }
         Ok(())
     }
@@ -374,6 +372,13 @@ fn relative(cgroup: &str) -> io::Result<&Path> {
     let relative = cgroup.strip_prefix('/').ok_or_else(bad)?;
     let plain = |part: &str| !part.is_empty() && part != "." && part != "..";
     if relative.split('/').all(plain) { Ok(Path::new(relative)) } else { Err(bad()) }
+}
+
+/// Sets a limit that this group has. One it lacks is left out: the kernel was
+/// built without it, or would not pass the controller down (version 2 refuses
+/// `cpu` while a real-time process is in a group, for one).
+fn limit(folder: &Path, file: &str, value: impl ToString) -> io::Result<()> {
+    if folder.join(file).exists() { put(folder, file, value) } else { Ok(()) }
 }
 
 fn put(folder: &Path, file: &str, value: impl ToString) -> io::Result<()> {

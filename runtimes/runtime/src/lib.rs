@@ -34,9 +34,8 @@ pub use exec::{
 pub use process::now_ms;
 pub use shim::{Launcher, shim_main};
 pub use spec::{
-    ArtifactSignature, ContainerSpec, Mount, Resources, Sandbox, Security, Stdio, User, Workload,
-    World,
-    oom_score_adj,
+    ArtifactSignature, ContainerSpec, Mount, PidNamespace, Propagation, Resources, Sandbox,
+    Seccomp, Security, Stdio, User, Workload, World, oom_score_adj,
 };
 pub use state::{
     BoxFuture, Exit, LaunchError, Observed, Pid, Running, Runtime, RuntimeError, reason,

@@ -138,10 +138,12 @@ pub struct User {
     pub gid: Option<u32>,
     /// Refuse to start as user 0.
     pub non_root: bool,
+    /// Groups it is in besides the image's.
+    pub groups: Vec<u32>,
 }
 
 /// A file or folder of the host that appears in a container.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
     /// On the host.
     pub source: PathBuf,
@@ -149,6 +151,22 @@ pub struct Mount {
     pub destination: String,
     /// Whether writes are refused.
     pub read_only: bool,
+    /// Whether writes are refused in mounts below it too; only with `read_only`.
+    pub recursive_read_only: bool,
+    /// Which mounts made later are seen on the other side.
+    pub propagation: Propagation,
+}
+
+/// Which mounts made after the start of a container are seen on the other side.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Propagation {
+    /// None.
+    #[default]
+    None,
+    /// Those of the host in the container.
+    HostToContainer,
+    /// Those of either side on the other.
+    Bidirectional,
 }
 
 /// What a container may use. 0 means no limit.
@@ -177,6 +195,26 @@ pub struct Security {
     pub capabilities_add: Vec<String>,
     /// Capabilities taken away; `ALL` for every one.
     pub capabilities_drop: Vec<String>,
+    /// All capabilities and devices, no seccomp, nothing hidden or read-only.
+    pub privileged: bool,
+    /// Which system calls it may make.
+    pub seccomp: Seccomp,
+    /// Nothing in `/proc` and `/sys` is hidden or read-only.
+    pub unmasked_proc: bool,
+    /// Device nodes of the host that it may open.
+    pub devices: Vec<PathBuf>,
+}
+
+/// Which system calls a container may make.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Seccomp {
+    /// Those of the runtime's own profile.
+    #[default]
+    Default,
+    /// All.
+    Unconfined,
+    /// Those of a profile in the form of Docker's `seccomp.json`.
+    File(PathBuf),
 }
 
 /// A container's standard input and terminal.
@@ -189,6 +227,7 @@ pub struct Stdio {
 }
 
 /// The namespaces of the pod, as nsfs bind mounts, and what its containers share.
+/// An empty path is the host's.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sandbox {
     /// The pod's host name (the uts namespace has it already).
@@ -199,8 +238,22 @@ pub struct Sandbox {
     pub ipc: PathBuf,
     /// UTS namespace.
     pub uts: PathBuf,
+    /// Process ids.
+    pub pid: PidNamespace,
     /// A tmpfs that becomes `/dev/shm` of every container; empty for one each.
     pub shm: PathBuf,
+}
+
+/// Whose processes a container sees.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PidNamespace {
+    /// Its own.
+    #[default]
+    Own,
+    /// The host's.
+    Host,
+    /// The pod's, held by this nsfs bind mount.
+    Pod(PathBuf),
 }
 
 /// The `oom_score_adj` the kubelet gives a container.

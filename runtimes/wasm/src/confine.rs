@@ -21,7 +21,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::resource::{Resource, rlim_t, setrlimit};
 use nix::unistd::{Gid, Uid, pivot_root, setgroups, setresgid, setresuid};
-use runtime::{ContainerSpec, Mount, Sandbox};
+use runtime::{ContainerSpec, Mount, Propagation, Sandbox};
 
 use crate::seccomp::{self, Profile};
 
@@ -56,8 +56,9 @@ pub(crate) fn enter(spec: &ContainerSpec, root: &Path) -> Result<(), ConfineErro
     join_namespaces(&spec.sandbox)?;
     unshare(CloneFlags::CLONE_NEWNS).context(|| "cannot make a mount namespace".to_owned())?;
     let none: Option<&str> = None;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
-        .context(|| "cannot make mounts private".to_owned())?;
+    // What the host mounts later arrives here, and each volume says whether it wants that.
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)
+        .context(|| "cannot keep mounts to itself".to_owned())?;
 
     fs::create_dir_all(root).context(|| format!("cannot make {}", root.display()))?;
     let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
@@ -86,7 +87,8 @@ fn join_namespaces(sandbox: &Sandbox) -> Result<(), ConfineError> {
         (&sandbox.ipc, CloneFlags::CLONE_NEWIPC),
         (&sandbox.uts, CloneFlags::CLONE_NEWUTS),
     ];
-    for (path, kind) in namespaces {
+    // An empty path is the host's.
+    for (path, kind) in namespaces.into_iter().filter(|(path, _)| !path.as_os_str().is_empty()) {
         let what = || format!("cannot join the pod's namespace {}", path.display());
         let file = fs::File::open(path).context(what)?;
         setns(file.as_fd(), kind).context(what)?;
@@ -128,15 +130,36 @@ fn bind(entry: &Mount, root: &Path, quiet: MsFlags) -> Result<(), ConfineError> 
     let none: Option<&str> = None;
     mount(Some(&entry.source), &target, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)
         .context(what)?;
+    if entry.propagation == Propagation::None {
+        mount(none, &target, none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context(what)?;
+    }
     let read_only = if entry.read_only { MsFlags::MS_RDONLY } else { MsFlags::empty() };
-    mount(none, &target, none, quiet | MsFlags::MS_REMOUNT | MsFlags::MS_BIND | read_only, none)
-        .context(what)
+    let flags = quiet | MsFlags::MS_REMOUNT | MsFlags::MS_BIND | read_only;
+    mount(none, &target, none, flags, none).context(what)?;
+    if entry.read_only && entry.recursive_read_only {
+        for below in mounts_below(&target).context(what)? {
+            mount(none, &below, none, flags, none).context(what)?;
+        }
+    }
+    Ok(())
 }
 
-/// Gives up every privilege; `writable` are the folders the guest may change.
+/// The mounts below a folder.
+fn mounts_below(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let text = fs::read_to_string("/proc/self/mountinfo")?;
+    let points = text.lines().filter_map(|line| line.split(' ').nth(4));
+    Ok(points
+        .map(|point| PathBuf::from(point.replace("\\040", " ").replace("\\134", "\\")))
+        .filter(|point| point.starts_with(folder) && point != folder)
+        .collect())
+}
+
+/// Gives up every privilege; `groups` are those it is in besides its own, and
+/// `writable` the folders the guest may change.
 pub(crate) fn drop_privileges(
     uid: u32,
     gid: u32,
+    groups: &[u32],
     writable: &[PathBuf],
 ) -> Result<(), ConfineError> {
     limit(Resource::RLIMIT_CORE, 0)?;
@@ -148,7 +171,8 @@ pub(crate) fn drop_privileges(
         }
     };
     caps::clear(None, CapSet::Bounding).map_err(capability("cannot clear the bounding set"))?;
-    setgroups(&[Gid::from_raw(gid)]).context(|| "cannot leave the groups".to_owned())?;
+    let all: Vec<Gid> = groups.iter().chain([&gid]).copied().map(Gid::from_raw).collect();
+    setgroups(&all).context(|| "cannot change the groups".to_owned())?;
     let (user, group) = (Uid::from_raw(uid), Gid::from_raw(gid));
     setresgid(group, group, group).context(|| format!("cannot become group {gid}"))?;
     setresuid(user, user, user).context(|| format!("cannot become user {uid}"))?;

@@ -153,7 +153,8 @@ fn prepare(
         None => Some(context.build().map_err(wasm)?),
         Some(_) => None,
     };
-    confine::drop_privileges(uid, gid, context.writable()).map_err(|err| create(&err))?;
+    confine::drop_privileges(uid, gid, &spec.user.groups, context.writable())
+        .map_err(|err| create(&err))?;
 
     let start_error = |err: wasmtime::Error| start(&format!("{err:#}"));
     let work = match (code, listener, program) {

@@ -56,6 +56,11 @@ impl Agent {
         self.dir.join("run")
     }
 
+    /// What the operator of the board lets pods do; not there unless a test writes it.
+    pub(crate) fn config_file(&self) -> PathBuf {
+        self.state_dir().with_extension("toml")
+    }
+
     pub(crate) fn log_file(&self) -> PathBuf {
         self.dir.join("agent.log")
     }
@@ -87,6 +92,7 @@ impl Agent {
         let mut command = network.on_board(self.number, &program("pinnace-agent"));
         command.arg("run").arg("--state-dir").arg(self.state_dir());
         command.arg("--run-dir").arg(self.run_dir()).args(["--node-name", &self.name]);
+        command.arg("--config").arg(self.config_file());
         if let Some(registry) = &self.registry {
             command.args(["--insecure-registry", registry]);
         }

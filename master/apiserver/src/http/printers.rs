@@ -241,6 +241,13 @@ const NAMESPACE: Printer = Printer {
     },
 };
 
+const RUNTIME_CLASS: Printer = Printer {
+    columns: &[NAME, column("Handler", "What runs containers of this class on a node."), AGE],
+    cells: |object, now| {
+        json!([meta(object, "name"), text(object, &["handler"]), age(object, now)])
+    },
+};
+
 const LEASE: Printer = Printer {
     columns: &[NAME, column("Holder", "Who holds it."), AGE],
     cells: |lease, now| {
@@ -266,6 +273,7 @@ pub(super) fn printer(resource: &Resource) -> &'static Printer {
         ("apps", "Deployment") => &DEPLOYMENT,
         ("apps", "ReplicaSet") => &REPLICA_SET,
         ("coordination.k8s.io", "Lease") => &LEASE,
+        ("node.k8s.io", "RuntimeClass") => &RUNTIME_CLASS,
         _ => &OTHER,
     }
 }

@@ -2,6 +2,7 @@
 //! node writes only what is its own, and nothing a pod asks for is silently
 //! dropped.
 
+use api::pod_security;
 use api::resource::{self, Resource};
 use serde_json::{Value, json};
 use store::{Expect, Write};
@@ -14,10 +15,11 @@ use crate::options::WriteOptions;
 use crate::status::Status;
 
 impl Api {
-    /// A new object needs a namespace that exists and is not going away.
-    pub(super) fn admit_namespace(&self, target: &Target<'_>) -> Result<(), Status> {
+    /// A new object needs a namespace that exists and is not going away. Returns
+    /// it; null for an object that is in none.
+    pub(super) fn admit_namespace(&self, target: &Target<'_>) -> Result<Value, Status> {
         if !target.resource.namespaced {
-            return Ok(());
+            return Ok(Value::Null);
         }
         let namespaces = resource::by_kind("", "Namespace").expect("in the table of resources");
         let namespace = Target::object(namespaces, "", target.namespace);
@@ -30,7 +32,32 @@ impl Api {
             let (resource, name) = (target.resource, target.name);
             return Err(Status::namespace_terminating(resource, name, target.namespace));
         }
-        Ok(())
+        Ok(namespace)
+    }
+
+    /// The namespace of an object that is there already; null where it is gone.
+    pub(super) fn namespace_of(&self, target: &Target<'_>) -> Result<Value, Status> {
+        let namespaces = resource::by_kind("", "Namespace").expect("in the table of resources");
+        let namespace = Target::object(namespaces, "", target.namespace);
+        Ok(self.read(&namespace)?.map_or(Value::Null, |(namespace, _)| namespace))
+    }
+
+    /// A pod's runtime class must exist, as upstream's admission has it.
+    pub(super) fn admit_runtime_class(
+        &self,
+        target: &Target<'_>,
+        object: &Value,
+    ) -> Result<(), Status> {
+        let name = object::text(object, &["spec", "runtimeClassName"]);
+        if (target.resource.group, target.resource.kind) != ("", "Pod") || name.is_empty() {
+            return Ok(());
+        }
+        let classes = resource::by_kind("node.k8s.io", "RuntimeClass").expect("in the table");
+        if self.read(&Target::object(classes, "", name))?.is_some() {
+            return Ok(());
+        }
+        let problem = format!("pod rejected: RuntimeClass \"{name}\" not found");
+        Err(Status::forbidden(target.resource, object::meta(object, "name"), &problem))
     }
 
     /// Tells, as an Event beside the object, what was accepted but is not honoured.
@@ -71,6 +98,30 @@ impl Api {
             tracing::warn!(%error, namespace, name, "cannot record an event");
         }
     }
+}
+
+/// Refuses a pod that asks for more than the Pod Security Standards of its
+/// namespace allow; returns what its author, or a template's, is warned about.
+pub(super) fn admit_pod_security(
+    namespace: &Value,
+    target: &Target<'_>,
+    object: &Value,
+) -> Result<Vec<String>, Status> {
+    let is_pod = (target.resource.group, target.resource.kind) == ("", "Pod");
+    let template = &object["spec"]["template"];
+    if !is_pod && !template.is_object() {
+        return Ok(Vec::new());
+    }
+    let pod = if is_pod { object } else { template };
+    let level = pod_security::level(namespace, "enforce");
+    if is_pod && let Some(why) = pod_security::violations(level, pod) {
+        let problem = format!("violates PodSecurity \"{level}:latest\": {why}");
+        return Err(Status::forbidden(target.resource, target.name, &problem));
+    }
+    let level = pod_security::level(namespace, "warn");
+    let warning = pod_security::violations(level, pod)
+        .map(|why| format!("would violate PodSecurity \"{level}:latest\": {why}"));
+    Ok(warning.into_iter().collect())
 }
 
 /// A node may write only what is its own, whatever the name in the URL.

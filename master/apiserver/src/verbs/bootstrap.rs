@@ -11,9 +11,13 @@ use crate::status::{Reason, Status};
 /// Namespaces every client expects.
 const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
 
+/// What runs containers on nodes.
+const RUNTIME_CLASSES: &[&str] = &["oci", "wasm"];
+
 impl Api {
-    /// Makes the namespaces that every cluster has, with their accounts, where
-    /// they are missing. The master calls it before it serves.
+    /// Makes the runtime classes that nodes have and the namespaces that every
+    /// cluster has, with their accounts, where they are missing. The master calls
+    /// it before it serves.
     ///
     /// # Errors
     /// What the store says.
@@ -27,6 +31,18 @@ impl Api {
             }
             let object = json!({"metadata": {"name": name}});
             match self.create(&who, namespaces, "", object, &options).await {
+                Ok(_) => {}
+                Err(status) if status.reason == Reason::AlreadyExists => {}
+                Err(status) => return Err(status),
+            }
+        }
+        let classes = resource::by_kind("node.k8s.io", "RuntimeClass").expect("in the table");
+        for name in RUNTIME_CLASSES {
+            if self.read(&Target::object(classes, "", name))?.is_some() {
+                continue;
+            }
+            let object = json!({"metadata": {"name": name}, "handler": name});
+            match self.create(&who, classes, "", object, &options).await {
                 Ok(_) => {}
                 Err(status) if status.reason == Reason::AlreadyExists => {}
                 Err(status) => return Err(status),

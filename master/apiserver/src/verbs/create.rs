@@ -57,7 +57,7 @@ impl Api {
                 "resourceVersion should not be set on objects to be created",
             ));
         }
-        self.admit_namespace(target)?;
+        let home = self.admit_namespace(target)?;
         let prefix = object::meta(&object, "generateName").to_owned();
         let generated = target.name.is_empty() && !prefix.is_empty();
         let uid = new_uid();
@@ -72,7 +72,13 @@ impl Api {
                 let name = names::generate_name(&prefix, random());
                 object::metadata_mut(&mut object).insert("name".to_owned(), Value::from(name));
             }
-            let new = New { object: object.clone(), uid: &uid, warnings: &warnings, tracked };
+            let new = New {
+                object: object.clone(),
+                uid: &uid,
+                home: &home,
+                warnings: &warnings,
+                tracked,
+            };
             match self.create_named(who, target, new, options).await {
                 Err(Conflict::Exists) if generated && attempt < NAME_TRIES => {}
                 Err(Conflict::Exists) => {
@@ -100,13 +106,16 @@ impl Api {
         options: &WriteOptions,
     ) -> Result<Written, Conflict> {
         let resource = target.resource;
-        let New { mut object, uid, warnings, tracked } = new;
+        let New { mut object, uid, home, warnings, tracked } = new;
         strategy::prepare_for_create(resource, &mut object, uid, jiff::Timestamp::now());
         defaults::apply(resource, &mut object);
         object::set_type(&mut object, resource);
         let mut warnings = warnings.to_vec();
         warnings.extend(validate::create(resource, &object).map_err(Conflict::Other)?);
         admission::admit_node(who, target, None, &object).map_err(Conflict::Other)?;
+        self.admit_runtime_class(target, &object).map_err(Conflict::Other)?;
+        warnings
+            .extend(admission::admit_pod_security(home, target, &object).map_err(Conflict::Other)?);
         if !tracked && options.field_manager.is_empty() {
             object::metadata_mut(&mut object).shift_remove("managedFields");
         } else if !tracked {
@@ -146,6 +155,8 @@ impl Api {
 struct New<'a> {
     object: Value,
     uid: &'a str,
+    /// The namespace it goes to; null for none.
+    home: &'a Value,
     warnings: &'a [String],
     /// `managedFields` are already what they should be (server-side apply).
     tracked: bool,

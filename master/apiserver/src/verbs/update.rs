@@ -143,6 +143,15 @@ impl Api {
             api::readiness::follow_gates(&mut new, jiff::Timestamp::now());
         }
         admission::admit_node(who, target, Some(old), &new)?;
+        // What a pod may ask for is settled when it is made, but for the containers
+        // that are added to it; a template may change.
+        let is_pod = (resource.group, resource.kind) == ("", "Pod");
+        let asks_anew =
+            if is_pod { subresource == Some("ephemeralcontainers") } else { subresource.is_none() };
+        if asks_anew && resource.namespaced && new["spec"] != old["spec"] {
+            let home = self.namespace_of(target)?;
+            warnings.extend(admission::admit_pod_security(&home, target, &new)?);
+        }
         warnings.extend(validate::update(resource, subresource, &new, old)?);
         let has_managers = object::at(old, &["metadata", "managedFields"]).is_some();
         let unnamed = options.field_manager.is_empty();

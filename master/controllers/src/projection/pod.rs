@@ -6,6 +6,7 @@ use api::selector::{LabelSelector, Requirement};
 use api::time::Timestamp;
 use api::view::{self, PodSpec, PodView, condition};
 use api::{ObjectKey, Value};
+use scheduler::filter::HOST_PORT;
 use scheduler::{Demand, Effect, Platform, Resources, Toleration, TolerationOperator};
 
 use super::{Meta, Projection, Term, intern, intern_demand, time};
@@ -175,6 +176,15 @@ fn requests(spec: &PodSpec) -> Resources {
             requests.extended.push((intern(name), amount(spec.requested(name).units())));
         }
     }
+    for port in spec.containers.iter().flat_map(|container| &container.ports) {
+        if port.host_port > 0 {
+            let name = format!("{HOST_PORT}{}/{}", port.protocol, port.host_port);
+            requests.extended.push((intern(&name), 1));
+        }
+    }
+    // Looked up by halving.
+    requests.extended.sort();
+    requests.extended.dedup_by(|a, b| a.0 == b.0);
     requests
 }
 

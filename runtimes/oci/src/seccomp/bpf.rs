@@ -9,7 +9,7 @@
 
 use std::io;
 
-use super::profile::{Action, Condition, Table};
+use super::profile::{Action, Comparison, Condition, Operator, Rule, Table};
 
 /// A filter, ready for the kernel.
 #[derive(Clone)]
@@ -25,6 +25,7 @@ const LOAD: u16 = 0x20; // A = word at k
 const AND: u16 = 0x54; // A &= k
 const JUMP: u16 = 0x05; // skip k
 const EQUAL: u16 = 0x15; // A == k ? skip jt : skip jf
+const ABOVE: u16 = 0x25; // A > k ? skip jt : skip jf
 const AT_LEAST: u16 = 0x35; // A >= k ? skip jt : skip jf
 const RETURN: u16 = 0x06;
 
@@ -60,7 +61,7 @@ pub(super) fn compile(tables: &[Table]) -> Program {
         let over = program.len();
         program.push(statement(JUMP, 0));
         program.push(statement(LOAD, NUMBER));
-        search(&mut program, &table.ranges());
+        search(&mut program, table, &table.ranges());
         let distance = program.len() - over - 1;
         program[over].k = u32::try_from(distance).expect("a filter has at most 4096 instructions");
     }
@@ -69,26 +70,33 @@ pub(super) fn compile(tables: &[Table]) -> Program {
 }
 
 /// Emits the search of a list of ranges, each given by its first number.
-fn search(program: &mut Vec<libc::sock_filter>, ranges: &[(u32, Action)]) {
+fn search(program: &mut Vec<libc::sock_filter>, table: &Table, ranges: &[(u32, Action)]) {
     if let [(_, action)] = ranges {
-        return leaf(program, action);
+        return leaf(program, table, action);
     }
     let (low, high) = ranges.split_at(ranges.len() / 2);
     // number ≥ first of the upper half: take the long jump, else fall into the lower half.
     program.push(test(AT_LEAST, high[0].0, 0, 1));
     let over = program.len();
     program.push(statement(JUMP, 0));
-    search(program, low);
+    search(program, table, low);
     let distance = program.len() - over - 1;
     program[over].k = u32::try_from(distance).expect("a filter has at most 4096 instructions");
-    search(program, high);
+    search(program, table, high);
 }
 
-fn leaf(program: &mut Vec<libc::sock_filter>, action: &Action) {
+fn leaf(program: &mut Vec<libc::sock_filter>, table: &Table, action: &Action) {
     let errno = |errno: u16| ERRNO | u32::from(errno);
     match action {
         Action::Allow => program.push(statement(RETURN, ALLOW)),
         Action::Errno(n) => program.push(statement(RETURN, errno(*n))),
+        Action::Return(value) => program.push(statement(RETURN, *value)),
+        Action::Rules(n) => {
+            for rule in table.rules.get(*n).into_iter().flatten() {
+                emit(program, rule);
+            }
+            program.push(statement(RETURN, table.otherwise.unwrap_or(KILL_PROCESS)));
+        }
         Action::If(condition, otherwise) => {
             match *condition {
                 Condition::OneOf(n, values) => {
@@ -115,6 +123,90 @@ fn leaf(program: &mut Vec<libc::sock_filter>, action: &Action) {
     }
 }
 
+/// Where a test goes on.
+#[derive(Clone, Copy)]
+enum Then {
+    /// With the next instruction.
+    Next,
+    /// With the next comparison.
+    Pass,
+    /// With the next rule.
+    Fail,
+}
+
+/// Emits a rule: its comparisons one after the other, then its action.
+fn emit(program: &mut Vec<libc::sock_filter>, rule: &Rule) {
+    // An instruction, and where it goes if it is a test.
+    let mut all: Vec<(libc::sock_filter, Option<(Then, Then)>)> = Vec::new();
+    let mut ends = Vec::new();
+    for comparison in &rule.comparisons {
+        all.extend(compare(comparison));
+        ends.push(all.len());
+    }
+    let fail = all.len() + 1;
+    for (at, (mut instruction, then)) in all.into_iter().enumerate() {
+        if let Some((yes, no)) = then {
+            let pass = ends.iter().copied().find(|end| *end > at).unwrap_or(fail);
+            let distance = |then: Then| {
+                let to = match then {
+                    Then::Next => at + 1,
+                    Then::Pass => pass,
+                    Then::Fail => fail,
+                };
+                u8::try_from(to - at - 1).expect("a rule has at most 6 comparisons of 6")
+            };
+            (instruction.jt, instruction.jf) = (distance(yes), distance(no));
+        }
+        program.push(instruction);
+    }
+    program.push(statement(RETURN, rule.then));
+}
+
+/// A 64-bit comparison in 32-bit halves, the high one first.
+#[allow(clippy::cast_possible_truncation)] // Halves are what is wanted.
+fn compare(comparison: &Comparison) -> Vec<(libc::sock_filter, Option<(Then, Then)>)> {
+    use Then::{Fail, Next, Pass};
+    let (value, low_at) = (comparison.value, argument(comparison.argument));
+    let (high, low) = ((value >> 32) as u32, value as u32);
+    let load = |at: u32| (statement(LOAD, at), None);
+    let check = |code: u16, k: u32, yes: Then, no: Then| (test(code, k, 0, 0), Some((yes, no)));
+    let order = |code: u16, above: Then, below: Then| {
+        vec![
+            load(low_at + 4),
+            check(ABOVE, high, above, Next),
+            check(EQUAL, high, Next, below),
+            load(low_at),
+            check(code, low, above, below),
+        ]
+    };
+    match comparison.operator {
+        Operator::Equal => vec![
+            load(low_at + 4),
+            check(EQUAL, high, Next, Fail),
+            load(low_at),
+            check(EQUAL, low, Pass, Fail),
+        ],
+        Operator::NotEqual => vec![
+            load(low_at + 4),
+            check(EQUAL, high, Next, Pass),
+            load(low_at),
+            check(EQUAL, low, Fail, Pass),
+        ],
+        Operator::Greater => order(ABOVE, Pass, Fail),
+        Operator::GreaterOrEqual => order(AT_LEAST, Pass, Fail),
+        Operator::Less => order(AT_LEAST, Fail, Pass),
+        Operator::LessOrEqual => order(ABOVE, Fail, Pass),
+        Operator::MaskedEqual(mask) => vec![
+            load(low_at + 4),
+            (statement(AND, (mask >> 32) as u32), None),
+            check(EQUAL, high, Next, Fail),
+            load(low_at),
+            (statement(AND, mask as u32), None),
+            check(EQUAL, low, Pass, Fail),
+        ],
+    }
+}
+
 /// Sets the filter for the calling thread, for good.
 pub(super) fn install(program: &Program) -> io::Result<()> {
     let program = libc::sock_fprog {
@@ -129,13 +221,18 @@ pub(super) fn install(program: &Program) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::profile;
     use super::*;
     use caps::Capability;
 
     /// What the kernel would do with a call.
-    fn run(program: &Program, architecture: u32, number: u32, arguments: &[u64]) -> &'static str {
+    pub(in super::super) fn run(
+        program: &Program,
+        architecture: u32,
+        number: u32,
+        arguments: &[u64],
+    ) -> &'static str {
         let mut data = [0_u8; 64];
         data[0..4].copy_from_slice(&number.to_le_bytes());
         data[4..8].copy_from_slice(&architecture.to_le_bytes());
@@ -153,11 +250,14 @@ mod tests {
                 JUMP => at += k,
                 EQUAL => at += usize::from(if a == i.k { i.jt } else { i.jf }),
                 AT_LEAST => at += usize::from(if a >= i.k { i.jt } else { i.jf }),
+                ABOVE => at += usize::from(if a > i.k { i.jt } else { i.jf }),
                 RETURN => {
                     return match i.k {
                         ALLOW => "allow",
                         KILL_PROCESS => "kill",
+                        0x7ffc_0000 => "log",
                         k if k == ERRNO | 1 => "EPERM",
+                        k if k == ERRNO | 13 => "EACCES",
                         k if k == ERRNO | 38 => "ENOSYS",
                         k => panic!("{k:#x}"),
                     };
@@ -215,6 +315,7 @@ mod tests {
                     Action::Allow | Action::If(..) => "allow",
                     Action::Errno(38) => "ENOSYS",
                     Action::Errno(_) => "EPERM",
+                    other => panic!("{other:?}"),
                 };
                 assert_eq!(found, expected, "{number} on {:#x}", table.architecture);
             }

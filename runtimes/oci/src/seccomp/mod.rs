@@ -9,17 +9,28 @@
 //! the filter knows both. On any third architecture the process is killed.
 
 mod bpf;
+mod custom;
 mod profile;
 
 use std::io;
+use std::path::Path;
 
 pub use bpf::Program;
+pub use custom::ProfileError;
 
 use crate::capabilities::Set;
 
 /// The default filter, for a container with these capabilities.
 pub(crate) fn default_filter(capabilities: &Set) -> Program {
     bpf::compile(&profile::tables(capabilities))
+}
+
+/// Makes the filter of a profile in a file.
+///
+/// # Errors
+/// It cannot be read, or says what cannot be done.
+pub fn load(path: &Path) -> Result<Program, ProfileError> {
+    Ok(bpf::compile(&custom::read(path)?))
 }
 
 /// Sets the filter for this process, for good.

@@ -25,6 +25,43 @@ pub(super) enum Action {
     Errno(u16),
     /// Allowed where the condition holds, else this errno.
     If(Condition, u16),
+    /// What the kernel calls it, `SECCOMP_RET_*`.
+    Return(u32),
+    /// The first of these [`Table::rules`] that holds.
+    Rules(usize),
+}
+
+/// What happens to a call whose arguments are like this.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Rule {
+    /// All must hold.
+    pub(super) comparisons: Vec<Comparison>,
+    /// `SECCOMP_RET_*`.
+    pub(super) then: u32,
+}
+
+/// A comparison of an argument, all 64 bits of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Comparison {
+    /// Which argument, 0 to 5.
+    pub(super) argument: u8,
+    /// How.
+    pub(super) operator: Operator,
+    /// With what.
+    pub(super) value: u64,
+}
+
+/// How an argument is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Operator {
+    Equal,
+    NotEqual,
+    Less,
+    LessOrEqual,
+    Greater,
+    GreaterOrEqual,
+    /// Only these bits of the argument count.
+    MaskedEqual(u64),
 }
 
 /// A condition on the low 32 bits of an argument.
@@ -45,8 +82,12 @@ pub(super) struct Table {
     actions: BTreeMap<u32, Action>,
     /// The highest number this table knows.
     pub(super) newest: u32,
+    /// For [`Action::Rules`]; where none of a list holds, `otherwise` does.
+    pub(super) rules: Vec<Vec<Rule>>,
+    /// What happens to every call that is not listed; `None` for EPERM, and
+    /// ENOSYS where it is newer than the table.
+    pub(super) otherwise: Option<u32>,
     /// Calls outside the table's range, as 32-bit arm has them.
-    #[cfg_attr(not(test), expect(dead_code, reason = "tests look calls up by name"))]
     lookup: fn(&str) -> Option<u32>,
 }
 
@@ -60,10 +101,11 @@ impl Table {
             }
         };
         let mut next = 0;
+        let has_newer = self.otherwise.is_none();
         for (number, action) in &self.actions {
             if *number > next {
                 push(next, self.gap(next));
-                if next <= self.newest && *number > self.newest + 1 {
+                if has_newer && next <= self.newest && *number > self.newest + 1 {
                     push(self.newest + 1, Action::Errno(ENOSYS));
                 }
             }
@@ -71,24 +113,39 @@ impl Table {
             next = number + 1;
         }
         push(next, self.gap(next));
-        if next <= self.newest {
+        if has_newer && next <= self.newest {
             push(self.newest + 1, Action::Errno(ENOSYS));
         }
         ranges
     }
 
+    /// Lists the calls anew.
+    pub(super) fn replace(
+        &mut self,
+        actions: BTreeMap<u32, Action>,
+        rules: Vec<Vec<Rule>>,
+        otherwise: u32,
+    ) {
+        self.actions = actions;
+        self.rules = rules;
+        self.otherwise = Some(otherwise);
+    }
+
+    /// The number of a call; `None` where this architecture does not have it.
+    pub(super) fn number(&self, name: &str) -> Option<u32> {
+        (self.lookup)(name)
+    }
+
     fn gap(&self, number: u32) -> Action {
+        if let Some(otherwise) = self.otherwise {
+            return Action::Return(otherwise);
+        }
         Action::Errno(if number > self.newest { ENOSYS } else { EPERM })
     }
 
     #[cfg(test)]
     pub(super) fn action(&self, number: u32) -> Action {
         self.actions.get(&number).copied().unwrap_or_else(|| self.gap(number))
-    }
-
-    #[cfg(test)]
-    pub(super) fn number(&self, name: &str) -> Option<u32> {
-        (self.lookup)(name)
     }
 }
 
@@ -221,7 +278,7 @@ fn table(
             put(names, Action::Allow);
         }
     }
-    Table { architecture, actions, newest, lookup }
+    Table { architecture, actions, newest, rules: Vec::new(), otherwise: None, lookup }
 }
 
 macro_rules! architecture {

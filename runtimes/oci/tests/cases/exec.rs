@@ -168,7 +168,7 @@ tests! {
         spec.mounts = vec![Mount {
             source: machine.path("trap"),
             destination: "/dev/pts".into(),
-            read_only: false,
+            ..Mount::default()
         }];
         let runtime = start(machine, spec).await;
         let request = ExecRequest { tty: true, ..ExecRequest::new(words(&["sh"])) };

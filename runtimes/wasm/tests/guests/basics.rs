@@ -253,6 +253,7 @@ async fn last_words_are_written_for_the_status(node: &Node<'_>) {
             source: file.clone(),
             destination: "/dev/termination-log".to_owned(),
             read_only: false,
+            ..Default::default()
         });
         let (_, log) = node.run(spec).await;
         assert_eq!(fs::read_to_string(&file).unwrap(), expected, "{args:?} {log}");

@@ -105,6 +105,7 @@ async fn parts_of_volumes_are_parts_only(node: &Node<'_>) {
             source: node.path("writable/part"),
             destination: "/part".to_owned(),
             read_only: false,
+            ..Default::default()
         }];
         let (_, log) = node.run(spec).await;
         assert!(log.contains("/part/x: written"), "{log}");
@@ -125,6 +126,7 @@ async fn a_single_file_is_mounted_as_it_is_said(node: &Node<'_>) {
                 source: file.clone(),
                 destination: "/etc/single".to_owned(),
                 read_only,
+                ..Default::default()
             });
             let (_, log) = node.run(spec).await;
             assert_eq!(fs::read_to_string(&file).unwrap(), expected, "{log}");

@@ -76,6 +76,7 @@ async fn names_are_looked_up_in_the_pods_files(node: &Node<'_>) {
         source: node.path("hosts"),
         destination: "/etc/hosts".to_owned(),
         read_only: true,
+        ..Default::default()
     });
     let (exit, log) = node.run(spec).await;
     assert_eq!(exit.code, 0, "{log}");

@@ -176,6 +176,7 @@ impl<'a> Node<'a> {
             source: self.path(source),
             destination: destination.to_owned(),
             read_only,
+            ..Default::default()
         };
         ContainerSpec {
             id: format!("pod-{name}-0"),
@@ -195,6 +196,7 @@ impl<'a> Node<'a> {
             security: Security::default(),
             stdio: runtime::Stdio::default(),
             sandbox: Sandbox {
+                pid: runtime::PidNamespace::default(),
                 hostname: "trial".to_owned(),
                 net: self.path("ns/net"),
                 ipc: self.path("ns/ipc"),

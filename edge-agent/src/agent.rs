@@ -15,11 +15,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use runtime::{BoxFuture, Runtime, ShimCommand, ShimRuntime};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wire::node::NodeInfoV1;
-use wire::set::NodeConfigV1;
+use wire::set::{NodeConfigV1, SnapshotV1};
 
 use crate::artifacts::{Artifacts, Connection, Dial};
 use crate::clock::Clock;
@@ -31,10 +31,10 @@ use crate::link::{self, Dialer, LinkHandle, MqttLink};
 use crate::network::{Cidr, Network};
 use crate::node::Node;
 use crate::pods::owner::{Configure, News, Owner};
-use crate::registries::{Registries, RegistrySettings};
+use crate::registries::{Registries, RegistrySettings, WhatIsNeeded};
 use crate::results::Results;
 use crate::streams::Streams;
-use crate::{nodeinfo, recover};
+use crate::{image_gc, nodeinfo, prepull, recover};
 
 /// How long the parts may take to stop.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
@@ -133,14 +133,20 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     let artifacts =
         Artifacts::new(folders.state.join("artifacts"), info.wasm.clone(), Arc::clone(&dialer));
     artifacts.set_key(identity.artifact_key);
-    let images = Registries::open(&folders.state.join("images"), settings.registries, artifacts)?;
+    let images = Registries::open(
+        &folders.state.join("images"),
+        settings.registries,
+        artifacts,
+        Arc::clone(&dialer),
+    )?;
+    let images = Arc::new(images);
     let results = Results::open(&folders.state.join("results"))
         .map_err(io_error("open the folder of results"))?;
     let facts = facts(&identity, &info);
     let hooks = Arc::new(Hooks::new(
         folders.clone(),
         Arc::new(runtime) as Arc<dyn Runtime>,
-        Arc::new(images),
+        Arc::clone(&images) as Arc<_>,
         Arc::clone(&network) as Arc<_>,
         results,
         facts,
@@ -159,13 +165,17 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     let node = Node::new(*uuid::Uuid::new_v4().as_bytes(), set.clone(), info.clone());
     let (link, outputs, driver) = link::drive(MqttLink::new(&identity)?, node, stop.clone());
     let (news_sender, news) = mpsc::channel(NEWS_MAX);
-    let configure = configure(&network, identity.artifact_key);
+    let configure = configure(&network, &images, identity.artifact_key);
+    let (first, sets) = (set.clone(), outputs.sets.clone());
+    images.set_needed(what_is_needed(&folders, first.clone(), sets.clone()));
     let (owner, board) = Owner::new(Arc::clone(&hooks), Clock::System, set, news_sender, configure);
     let streams = Streams { logs: folders.state.join("logs"), board, dial: Arc::clone(&dialer) };
     tasks.spawn(driver);
     tasks.spawn(pass_on(news, link.clone()));
     tasks.spawn(until(stop.clone(), streams.run(outputs.commands)));
-    tasks.spawn(until(stop.clone(), look(folders.clone(), network, link, info)));
+    tasks.spawn(until(stop.clone(), look(folders.clone(), network, Arc::clone(&images), link, info)));
+    tasks.spawn(until(stop.clone(), image_gc::run(Arc::clone(&images))));
+    tasks.spawn(until(stop.clone(), prepull::run(images, first, sets)));
     tasks.spawn(owner.run(found, outputs.sets, stop.clone()));
     tasks.close();
     tracing::info!(node = identity.node, state_dir = %folders.state.display(), "ready");
@@ -208,9 +218,27 @@ fn facts(identity: &Identity, info: &NodeInfoV1) -> Facts {
     }
 }
 
-fn configure(network: &Arc<Network>, pinned_key: [u8; 32]) -> Configure {
-    let network = Arc::clone(network);
+/// What must stay on the disk: what the newest set and the containers use.
+fn what_is_needed(
+    folders: &Folders,
+    first: Option<Arc<SnapshotV1>>,
+    sets: watch::Receiver<Option<Arc<SnapshotV1>>>,
+) -> WhatIsNeeded {
+    let containers = folders.run.join("containers");
+    Box::new(move || {
+        let set = sets.borrow().clone().or_else(|| first.clone());
+        image_gc::needed(set.as_deref(), &containers)
+    })
+}
+
+fn configure(
+    network: &Arc<Network>,
+    images: &Arc<Registries>,
+    pinned_key: [u8; 32],
+) -> Configure {
+    let (network, images) = (Arc::clone(network), Arc::clone(images));
     Box::new(move |config: &NodeConfigV1| {
+        images.configure(config);
         match config.pod_cidr.parse::<Cidr>() {
             Ok(cidr) => network.set_cidr(Some(cidr)),
             Err(error) => tracing::error!(%error, "pods get no address"),
@@ -237,9 +265,18 @@ async fn pass_on(mut news: mpsc::Receiver<News>, link: LinkHandle) {
 }
 
 /// Looks again and again at what the board lacks, and says when that changes.
-async fn look(folders: Folders, network: Arc<Network>, link: LinkHandle, mut info: NodeInfoV1) {
+async fn look(
+    folders: Folders,
+    network: Arc<Network>,
+    images: Arc<Registries>,
+    link: LinkHandle,
+    mut info: NodeInfoV1,
+) {
     loop {
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = images.changed.notified() => {}
+        }
         let folders = folders.clone();
         let mut findings = tokio::task::spawn_blocking(move || nodeinfo::findings(&folders))
             .await
@@ -249,8 +286,10 @@ async fn look(folders: Folders, network: Arc<Network>, link: LinkHandle, mut inf
         {
             findings.push(("PodEgress".to_owned(), error));
         }
-        if findings != info.findings {
-            info.findings = findings;
+        findings.extend(images.findings());
+        let list = images.list();
+        if findings != info.findings || list != info.images {
+            (info.findings, info.images) = (findings, list);
             link.info_changed(info.clone()).await;
         }
     }

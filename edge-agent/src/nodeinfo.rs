@@ -42,6 +42,7 @@ pub fn read(folders: &Folders, labels: Vec<(String, String)>) -> io::Result<Node
         wasm: wasm::engine::local(),
         board: String::new(),
         findings: findings(folders),
+        images: Vec::new(),
         labels,
         ext: Vec::new(),
     })

@@ -74,10 +74,24 @@ pub struct NodeInfoV1 {
     pub board: String,
     /// What is missing or wrong on the board, as (condition, message).
     pub findings: Vec<(String, String)>,
+    /// Images on the disk, the largest first, at most [`IMAGES_MAX`].
+    pub images: Vec<NodeImageV1>,
     /// Labels that the token gave.
     pub labels: Vec<(String, String)>,
     /// Room for later fields.
     pub ext: Ext,
+}
+
+/// Most images that a node tells of, as the kubelet.
+pub const IMAGES_MAX: usize = 50;
+
+/// An image on a node's disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeImageV1 {
+    /// Names by which it is known, such as `host/name:tag` and `host/name@sha256:…`.
+    pub names: Vec<String>,
+    /// What it takes, in bytes.
+    pub size_bytes: u64,
 }
 
 /// Which compiled WASM code a node can map.

@@ -246,6 +246,15 @@ fn samples() -> Vec<Message> {
         heartbeat_s: 60,
         artifact_key: [5; 32],
         hold_unknown: false,
+        image_policies: vec![ImagePolicyV1 {
+            namespace: "default".into(),
+            rule: ImageRuleV1::Signature("key".into()),
+        }],
+        prepull: vec![PrepullV1 {
+            namespace: "default".into(),
+            image: "registry/web:1".into(),
+            pull_secrets: vec!["registry".into()],
+        }],
         ext: vec![],
     };
     let keys = KeysV1 {
@@ -323,6 +332,7 @@ fn samples() -> Vec<Message> {
                 }),
                 board: "rpi3".into(),
                 findings: vec![("MemoryCgroup".into(), "off".into())],
+                images: vec![NodeImageV1 { names: vec!["registry/web:1".into()], size_bytes: 9 }],
                 labels: vec![("zone".into(), "a".into())],
                 ext: vec![],
             },

@@ -6,6 +6,7 @@ mod completion;
 mod delete;
 mod describe;
 mod get;
+mod image;
 mod kubeconfig;
 mod logs;
 mod node;
@@ -27,6 +28,8 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Backup(Backup::Restore { file, data_dir }) => {
             return backup::restore(file, data_dir);
         }
+        // Knows itself whether it needs the cluster.
+        Command::Image(command) => return image::run(&global, command).await,
         _ => {}
     }
     let cluster = Cluster::connect(&global).await?;
@@ -44,6 +47,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
             backup::create(&cluster, &file, overwrite).await
         }
         Command::Completion(_)
+        | Command::Image(_)
         | Command::Kubeconfig(_)
         | Command::Version(_)
         | Command::Backup(Backup::Restore { .. }) => Ok(()),

@@ -21,6 +21,8 @@ use crate::registries::Registries;
 
 /// How often the disk is looked at, as the kubelet does.
 const LOOK_EVERY: Duration = Duration::from_secs(300);
+/// When it is first looked at: a board may start with a full disk.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
 /// How long an image stays after it was asked for.
 pub const AGE_MIN: Duration = Duration::from_secs(120);
 
@@ -102,8 +104,10 @@ pub fn used_percent(folder: &Path) -> std::io::Result<u64> {
 
 /// Looks again and again, until dropped.
 pub async fn run(images: Arc<Registries>) {
+    let mut wait = FIRST_LOOK;
     loop {
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(wait).await;
+        wait = LOOK_EVERY;
         images.collect_if_full().await;
     }
 }

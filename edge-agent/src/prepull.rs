@@ -98,7 +98,7 @@ pub async fn run(
         }
         set = sets.borrow_and_update().clone().or(set);
         let names: Vec<String> = set.as_deref().map(wanted).unwrap_or_default().into_iter().map(|(wish, _)| wish.image).collect();
-        images.keep_prepull_problems(&names);
+        images.keep_prepulled(&names);
     }
 }
 
@@ -119,7 +119,9 @@ async fn pull(images: &Registries, wish: &PrepullV1, keyring: &Keyring) -> Resul
         Ok(_) => Ok(()),
         Err(error) if error.message.contains("is a WebAssembly module") => {
             let module = images.get(request(RuntimeV1::Wasm), &|_| ()).await;
-            module.map(drop).map_err(|error| error.message)
+            module.map_err(|error| error.message)?;
+            images.prepulled_module(&wish.image);
+            Ok(())
         }
         Err(error) => Err(error.message),
     }

@@ -15,7 +15,7 @@
 //! The last but one goes beyond the kubelet, which fails: a board that is cut
 //! off has to bring its pods back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -87,6 +87,8 @@ pub struct Registries {
     /// Why the disk could not be brought below its mark.
     gc_problem: Mutex<Option<String>>,
     prepull_problems: Mutex<BTreeMap<String, String>>,
+    /// Names of modules that are here before any pod names them.
+    modules: Mutex<BTreeSet<String>>,
     /// Told when there are other images than before, or other problems.
     pub changed: Notify,
 }
@@ -134,6 +136,7 @@ impl Registries {
             collecting: tokio::sync::Mutex::default(),
             gc_problem: Mutex::default(),
             prepull_problems: Mutex::default(),
+            modules: Mutex::default(),
             changed: Notify::new(),
         })
     }
@@ -176,8 +179,22 @@ impl Registries {
         }
     }
 
-    pub(crate) fn keep_prepull_problems(&self, images: &[String]) {
+    /// Notes that a module is here.
+    pub(crate) fn prepulled_module(&self, image: &str) {
+        let Ok(name) = image.parse::<Reference>() else { return };
+        lock(&self.modules).insert(name.to_string());
+        self.changed.notify_one();
+    }
+
+    /// Forgets what was said of images that are not to be here any more.
+    pub(crate) fn keep_prepulled(&self, images: &[String]) {
         lock(&self.prepull_problems).retain(|image, _| images.contains(image));
+        let names: BTreeSet<String> = images
+            .iter()
+            .filter_map(|image| Some(image.parse::<Reference>().ok()?.to_string()))
+            .collect();
+        lock(&self.modules).retain(|name| names.contains(name));
+        self.changed.notify_one();
     }
 
     /// The images on the disk, the largest first, as the Node tells of them.
@@ -200,6 +217,8 @@ impl Registries {
         let mut all: Vec<NodeImageV1> = by_digest.into_values().collect();
         all.iter_mut().for_each(|image| image.names.sort());
         all.sort_by(|a, b| b.size_bytes.cmp(&a.size_bytes).then_with(|| a.names.cmp(&b.names)));
+        let modules = lock(&self.modules).clone().into_iter();
+        all.extend(modules.map(|name| NodeImageV1 { names: vec![name], size_bytes: 0 }));
         all.truncate(IMAGES_MAX);
         all
     }

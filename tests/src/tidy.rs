@@ -46,7 +46,9 @@ fn crates_depend_downwards_only() {
         agent -> wire
         apiserver -> api
         apiserver -> store
+        bench -> image
         cli -> api
+        cli -> image
         cli -> store
         cli -> wire
         controllers -> api
@@ -62,10 +64,12 @@ fn crates_depend_downwards_only() {
         master -> gateway
         master -> image
         master -> lower
+        master -> registry
         master -> store
         master -> wasm
         master -> wire
         oci -> runtime
+        registry -> image
         scheduler -> api
         wasm -> runtime
         wasm -> wire

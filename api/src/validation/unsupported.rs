@@ -79,7 +79,6 @@ const POD_WARNED: &[Line] = &[
     ),
     ("hostAliases", When::Set, "/etc/hosts names the pod only"),
     ("setHostnameAsFQDN", When::True, "the host name stays short"),
-    ("imagePullSecrets", When::Set, "images are pulled without credentials"),
     ("priorityClassName", When::Set, "no pod is preempted"),
     ("resourceClaims", When::Set, "devices are requested as resources"),
     ("resources", When::Set, "use the resources of each container"),

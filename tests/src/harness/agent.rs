@@ -21,6 +21,8 @@ pub(crate) struct Agent {
     pub(crate) number: u8,
     dir: PathBuf,
     registry: Option<String>,
+    /// More options, separated by spaces.
+    options: String,
     process: Option<Process>,
 }
 
@@ -38,7 +40,7 @@ impl Agent {
     pub(crate) fn new(dir: &Path, name: &str, number: u8, registry: Option<String>) -> Self {
         let dir = dir.join(name);
         fs::create_dir_all(&dir).expect("the folder is made");
-        Self { name: name.to_owned(), number, dir, registry, process: None }
+        Self { name: name.to_owned(), number, dir, registry, options: String::new(), process: None }
     }
 
     pub(crate) fn state_dir(&self) -> PathBuf {
@@ -82,8 +84,20 @@ impl Agent {
         command.arg("--run-dir").arg(self.run_dir()).args(["--node-name", &self.name]);
         if let Some(registry) = &self.registry {
             command.args(["--insecure-registry", registry]);
+            command.args(["--insecure-registry", &super::registry::private_host()]);
         }
+        command.args(self.options.split_whitespace());
         self.process = Some(Process::start(&mut command, &self.log_file()));
+    }
+
+    /// Nobody tells it how the world's registry is reached.
+    pub(crate) fn know_no_registry(&mut self) {
+        self.registry = None;
+    }
+
+    /// Options for its next start.
+    pub(crate) fn give(&mut self, options: &str) {
+        self.options = options.to_owned();
     }
 
     pub(crate) fn is_running(&mut self) -> bool {

@@ -94,9 +94,10 @@ impl Store {
     ) -> Result<Collected, ImageError> {
         let path = self.record_path(&record.name, record.digest);
         remove(&path).map_err(ImageError::disk("remove", &path))?;
-        let mut uses = self.uses.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        uses.remove(&(record.name.clone(), record.digest));
-        drop(uses);
+        {
+            let mut uses = self.uses.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            uses.remove(&(record.name.clone(), record.digest));
+        }
         let collected = self.sweep(layers_in_use).await?;
         Ok(Collected { n_names: 1, ..collected })
     }

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
-use image::build::{Built, Content, Entry, OciImage};
+use image::build::{Built, Entry, OciImage};
 use image::{Platform, WasmKind, elf};
 
 use super::{done, reference, registry, told};
@@ -270,7 +270,7 @@ fn file_name(path: &Path) -> anyhow::Result<String> {
 #[cfg(test)]
 fn text(entry: &Entry) -> String {
     match &entry.content {
-        Content::File(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        image::build::Content::File(bytes) => String::from_utf8_lossy(bytes).into_owned(),
         other => format!("{other:?}"),
     }
 }

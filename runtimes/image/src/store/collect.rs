@@ -13,6 +13,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -20,6 +21,9 @@ use tokio::time::Instant;
 use super::{Record, Store, list, remove};
 use crate::manifest::{self, Document};
 use crate::{Digest, ImageError};
+
+/// Tells what is set aside apart.
+static N_ASIDE: AtomicU64 = AtomicU64::new(0);
 
 /// What must stay.
 #[derive(Clone, Debug, Default)]
@@ -167,7 +171,9 @@ impl Store {
                     continue;
                 }
                 let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                let aside = self.tmp(&format!("{name}.doomed"));
+                // Another collection may be removing one of the same name.
+                let n = N_ASIDE.fetch_add(1, Ordering::Relaxed);
+                let aside = self.tmp(&format!("{name}.{n}.doomed"));
                 fs::rename(&path, &aside).map_err(ImageError::disk("move", &path))?;
                 n_layers += usize::from(aside.is_dir());
                 doomed.push(aside);

@@ -133,9 +133,9 @@ fn main() -> anyhow::Result<()> {
         Number::NodeLost { rounds } => {
             in_world(&name, async move |world| numbers::node_lost::measure(world, rounds).await)?;
         }
-        Number::PullCut { mebibytes } => in_world(&name, async move |world| {
-            numbers::pull_cut::measure(world, mebibytes).await
-        })?,
+        Number::PullCut { mebibytes } => {
+            in_world(&name, async move |world| numbers::pull_cut::measure(world, mebibytes).await)?
+        }
         Number::Clean => {}
     }
     report::end();

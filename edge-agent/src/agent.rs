@@ -173,7 +173,10 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     tasks.spawn(driver);
     tasks.spawn(pass_on(news, link.clone()));
     tasks.spawn(until(stop.clone(), streams.run(outputs.commands)));
-    tasks.spawn(until(stop.clone(), look(folders.clone(), network, Arc::clone(&images), link, info)));
+    tasks.spawn(until(
+        stop.clone(),
+        look(folders.clone(), network, Arc::clone(&images), link, info),
+    ));
     tasks.spawn(until(stop.clone(), image_gc::run(Arc::clone(&images))));
     tasks.spawn(until(stop.clone(), prepull::run(images, first, sets)));
     tasks.spawn(owner.run(found, outputs.sets, stop.clone()));
@@ -231,11 +234,7 @@ fn what_is_needed(
     })
 }
 
-fn configure(
-    network: &Arc<Network>,
-    images: &Arc<Registries>,
-    pinned_key: [u8; 32],
-) -> Configure {
+fn configure(network: &Arc<Network>, images: &Arc<Registries>, pinned_key: [u8; 32]) -> Configure {
     let (network, images) = (Arc::clone(network), Arc::clone(images));
     Box::new(move |config: &NodeConfigV1| {
         images.configure(config);

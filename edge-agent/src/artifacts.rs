@@ -568,7 +568,8 @@ mod tests {
         assert_eq!(fs::read(artifact).unwrap(), master.code);
         assert_eq!(*said.lock().unwrap(), ["Pulling", "Pulled"]);
         // Without the master, from disk, by another agent process.
-        let again = node(&master, folder.path()).get(&request("sha256:m"), None, &say).await.unwrap();
+        let again =
+            node(&master, folder.path()).get(&request("sha256:m"), None, &say).await.unwrap();
         assert_eq!(again, got);
         assert_eq!(master.offsets.lock().unwrap().len(), 4);
     }
@@ -625,8 +626,7 @@ mod tests {
         let node = node(&master, folder.path());
         let prefix = "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE";
         let point = "A".repeat(86);
-        let pem =
-            format!("-----BEGIN PUBLIC KEY-----{prefix}{point}==-----END PUBLIC KEY-----");
+        let pem = format!("-----BEGIN PUBLIC KEY-----{prefix}{point}==-----END PUBLIC KEY-----");
         let keys = TrustedKeys::from_pem(&pem).unwrap();
         // For a namespace without keys.
         node.get(&request("sha256:m"), None, &|_| {}).await.unwrap();

@@ -168,7 +168,11 @@ impl Hooks {
             pod: pod.uid,
             namespace: pod.namespace.clone(),
             keyring: crate::prepull::keyring(secrets.map(|keys| &*keys.data)),
-            secrets: pod.pull_secrets.iter().map(|name| format!("{}/{name}", pod.namespace)).collect(),
+            secrets: pod
+                .pull_secrets
+                .iter()
+                .map(|name| format!("{}/{name}", pod.namespace))
+                .collect(),
             container: name.clone(),
             reference: container.image.clone(),
             digest: container.digest.clone(),

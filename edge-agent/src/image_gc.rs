@@ -68,8 +68,11 @@ pub fn needed(set: Option<&SnapshotV1>, containers: &Path) -> Needed {
     for item in set.into_iter().flat_map(|set| &set.items) {
         match &item.body {
             BodyV1::Pod(pod) => {
-                let containers =
-                    pod.init_containers.iter().chain(&pod.containers).chain(&pod.ephemeral_containers);
+                let containers = pod
+                    .init_containers
+                    .iter()
+                    .chain(&pod.containers)
+                    .chain(&pod.ephemeral_containers);
                 containers.for_each(|container| name(&container.image, &container.digest));
             }
             BodyV1::Node(config) => {
@@ -149,10 +152,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let needed = needed(Some(&set), folder.path());
         let names: Vec<&str> = needed.images.names.iter().map(String::as_str).collect();
-        assert_eq!(
-            names,
-            ["docker.io/library/soon:1", "docker.io/team/app:1", "r.io/m:1"]
-        );
+        assert_eq!(names, ["docker.io/library/soon:1", "docker.io/team/app:1", "r.io/m:1"]);
         assert!(needed.images.digests.contains(&Digest::of(b"x")));
         assert!(needed.modules.contains(&Digest::of(b"m").to_string()));
         let used = used_percent(folder.path()).unwrap();

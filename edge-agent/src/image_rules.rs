@@ -44,16 +44,23 @@ impl ImageRules {
                 }
                 Err(refused(
                     request,
-                    &format!("namespace \"{namespace}\" wants images named by digest (NAME@sha256:…)"),
+                    &format!(
+                        "namespace \"{namespace}\" wants images named by digest (NAME@sha256:…)"
+                    ),
                 ))
             }
             Some(ImageRuleV1::Signature(pem)) => match TrustedKeys::from_pem(pem) {
                 Ok(keys) => Ok(Some(keys)),
-                Err(why) => Err(refused(request, &format!("the keys of namespace \"{namespace}\" cannot be used: {why}"))),
+                Err(why) => Err(refused(
+                    request,
+                    &format!("the keys of namespace \"{namespace}\" cannot be used: {why}"),
+                )),
             },
             Some(ImageRuleV1::Invalid(why)) => Err(refused(
                 request,
-                &format!("the image policy of namespace \"{namespace}\" is wrong, so nothing runs there: {why}"),
+                &format!(
+                    "the image policy of namespace \"{namespace}\" is wrong, so nothing runs there: {why}"
+                ),
             )),
         }
     }

@@ -72,7 +72,11 @@ pub async fn run(
                 match pull(&images, &wish, &keyring).await {
                     Ok(()) => images.prepull_problem(&wish.image, None),
                     Err(why) => {
-                        tracing::warn!(image = wish.image, why, "an image that is to be here is not");
+                        tracing::warn!(
+                            image = wish.image,
+                            why,
+                            "an image that is to be here is not"
+                        );
                         images.prepull_problem(&wish.image, Some(why));
                         failed.push((wish, keyring));
                     }
@@ -97,7 +101,13 @@ pub async fn run(
             return;
         }
         set = sets.borrow_and_update().clone().or(set);
-        let names: Vec<String> = set.as_deref().map(wanted).unwrap_or_default().into_iter().map(|(wish, _)| wish.image).collect();
+        let names: Vec<String> = set
+            .as_deref()
+            .map(wanted)
+            .unwrap_or_default()
+            .into_iter()
+            .map(|(wish, _)| wish.image)
+            .collect();
         images.keep_prepulled(&names);
     }
 }
@@ -112,7 +122,11 @@ async fn pull(images: &Registries, wish: &PrepullV1, keyring: &Keyring) -> Resul
         runtime,
         policy: PullPolicyV1::IfNotPresent,
         keyring: keyring.clone(),
-        secrets: wish.pull_secrets.iter().map(|name| format!("{}/{name}", wish.namespace)).collect(),
+        secrets: wish
+            .pull_secrets
+            .iter()
+            .map(|name| format!("{}/{name}", wish.namespace))
+            .collect(),
     };
     // Only its manifest tells what it is.
     match images.get(request(RuntimeV1::Oci), &|_| ()).await {

@@ -161,7 +161,8 @@ impl Registries {
         let problems = lock(&self.prepull_problems);
         if let Some((image, why)) = problems.iter().next() {
             let more = problems.len() - 1;
-            let message = format!("image \"{image}\" is to be here and is not ({more} more): {why}");
+            let message =
+                format!("image \"{image}\" is to be here and is not ({more} more): {why}");
             findings.push(("ImagePrepull".to_owned(), message));
         }
         findings

@@ -168,8 +168,7 @@ impl Artifacts {
                 return BlobResponseV1::Failed(reason.clone(), message.clone());
             }
             Some(Job::Made(module, at))
-                if at.elapsed() < RESULT_LIFE
-                    && self.is_checked(image, module, rule.as_ref()) =>
+                if at.elapsed() < RESULT_LIFE && self.is_checked(image, module, rule.as_ref()) =>
             {
                 let name = Name { module: module.clone(), target: target.clone() };
                 if let Some(artifact) = self.on_disk(&name) {
@@ -221,12 +220,7 @@ impl Artifacts {
     }
 
     /// Returns the digest of the module.
-    async fn try_make(
-        &self,
-        image: &str,
-        name: &Name,
-        access: &Access,
-    ) -> Result<String, Failure> {
+    async fn try_make(&self, image: &str, name: &Name, access: &Access) -> Result<String, Failure> {
         let (module, bytes) = self.modules.fetch(image, &name.module, access).await?;
         let name = Name { module, target: name.target.clone() };
         let _turn = self.turn.acquire().await.expect("the semaphore is never closed");

@@ -106,7 +106,9 @@ impl Blobs {
         let registry = self.registries.as_who(&granted.access);
         let blob: Option<Digest> = match request.blob.as_str() {
             "" => None,
-            text => Some(text.parse().map_err(|_| ImageError::NotFound { image: image.to_string() })?),
+            text => {
+                Some(text.parse().map_err(|_| ImageError::NotFound { image: image.to_string() })?)
+            }
         };
         if image.registry == MASTER_REGISTRY {
             return match blob {

@@ -82,9 +82,9 @@ impl ImageCache {
         let named = self.root.join("names").join(Digest::of(image.to_string().as_bytes()).hex());
         let known = read_name(&named);
         let shown = shown(registry, image, access);
-        let may = known.as_ref().is_some_and(|(_, who)| {
-            who.is_empty() || who.iter().any(|one| shown.contains(one))
-        });
+        let may = known
+            .as_ref()
+            .is_some_and(|(_, who)| who.is_empty() || who.iter().any(|one| shown.contains(one)));
         let kept = || -> Option<Bytes> {
             let (digest, _) = known.as_ref().filter(|_| may)?;
             let path = self.blob_path(*digest);
@@ -100,14 +100,17 @@ impl ImageCache {
         match registry.manifest_bytes(image).await {
             Ok((digest, bytes)) => {
                 let mut who = shown;
-                if let Some((_, others)) = known.as_ref().filter(|(old, who)| *old == digest && !who.is_empty()) {
+                if let Some((_, others)) =
+                    known.as_ref().filter(|(old, who)| *old == digest && !who.is_empty())
+                {
                     who.extend(others.iter().cloned());
                     who.sort();
                     who.dedup();
                 }
                 let name = json!({"digest": digest, "access": who}).to_string();
                 let path = self.blob_path(digest);
-                let written = replace(&path, &bytes).and_then(|()| replace(&named, name.as_bytes()));
+                let written =
+                    replace(&path, &bytes).and_then(|()| replace(&named, name.as_bytes()));
                 if let Err(error) = written {
                     warn!(%error, "an image cannot be kept for nodes");
                 }

@@ -147,7 +147,9 @@ async fn check(
         ImageRuleV1::Digest => {
             Err(unsigned("its namespace wants images named by digest (NAME@sha256:…)".to_owned()))
         }
-        ImageRuleV1::Invalid(why) => Err(unsigned(format!("its namespace's policy is wrong: {why}"))),
+        ImageRuleV1::Invalid(why) => {
+            Err(unsigned(format!("its namespace's policy is wrong: {why}")))
+        }
         ImageRuleV1::Signature(keys) => {
             let keys = TrustedKeys::from_pem(keys).map_err(unsigned)?;
             let found = signature::fetch_signatures(registry, image, digest).await?;
@@ -163,9 +165,8 @@ impl ImageResolver for Registries {
             namespace: request.namespace.clone(),
             pull_secrets: request.pull_secrets.clone(),
         });
-        let info = image::inspect(&registry, &reference, MODULE_BYTES_MAX)
-            .await
-            .map_err(resolve_error)?;
+        let info =
+            image::inspect(&registry, &reference, MODULE_BYTES_MAX).await.map_err(resolve_error)?;
         Ok(match info.kind {
             ImageKind::Oci { platforms } => ResolvedImage {
                 digest: info.digest.to_string(),

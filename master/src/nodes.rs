@@ -39,9 +39,7 @@ use wire::command::CommandV1;
 use wire::envelope::{self, Decoded, Message};
 use wire::node::{HelloV1, NodeInfoV1};
 use wire::pod::{RuntimeV1, SourceV1};
-use wire::set::{
-    BodyV1, ImagePolicyV1, ImageRuleV1, ItemV1, NodeConfigV1, PrepullV1, SnapshotV1,
-};
+use wire::set::{BodyV1, ImagePolicyV1, ImageRuleV1, ItemV1, NodeConfigV1, PrepullV1, SnapshotV1};
 use wire::status::ReportV1;
 use wire::{Epoch, Uid};
 
@@ -715,15 +713,18 @@ impl Nodes {
     /// Whom a node may fetch from a repository for: a pod of its own, or a wish.
     fn repository(&self, node: &str, registry: &str, repository: &str) -> Option<Granted> {
         let is_it = |image: &str| {
-            image.parse::<image::Reference>().is_ok_and(|image| {
-                image.registry == registry && image.repository == repository
-            })
+            image
+                .parse::<image::Reference>()
+                .is_ok_and(|image| image.registry == registry && image.repository == repository)
         };
         let of_pod = |key: ObjectKey| {
             let read: api::view::PodView = api::view::read(&self.read("Pod", &key)?).ok()?;
             let spec = read.spec;
-            let mut containers =
-                spec.init_containers.iter().chain(&spec.containers).chain(&spec.ephemeral_containers);
+            let mut containers = spec
+                .init_containers
+                .iter()
+                .chain(&spec.containers)
+                .chain(&spec.ephemeral_containers);
             let image = containers.find(|container| is_it(&container.image))?.image.clone();
             let pull_secrets = spec.image_pull_secrets.iter().map(|one| one.name.clone()).collect();
             let access = Access { namespace: key.namespace, pull_secrets };

@@ -44,7 +44,9 @@ pub(crate) fn rule(namespace: &Value) -> Option<ImageRuleV1> {
         other => {
             let shown: String = other.chars().take(50).collect();
             let why = "use any, digest or signature";
-            Some(ImageRuleV1::Invalid(format!("its annotation {POLICY_ANNOTATION}: {shown:?}: {why}")))
+            Some(ImageRuleV1::Invalid(format!(
+                "its annotation {POLICY_ANNOTATION}: {shown:?}: {why}"
+            )))
         }
     }
 }
@@ -129,9 +131,7 @@ mod tests {
 
     #[test]
     fn a_config_map_names_images_for_nodes_with_labels() {
-        let map = |label: &str, data: Value| {
-            json!({"metadata": {"name": "m", "namespace": "ns", "labels": {label: ""}}, "data": data})
-        };
+        let map = |label: &str, data: Value| json!({"metadata": {"name": "m", "namespace": "ns", "labels": {label: ""}}, "data": data});
         assert_eq!(Prepull::of(&map("other", json!({"images": "a"}))), Ok(None));
         let data = json!({"images": "b:1\na:1\nb:1", "nodeSelector": "zone in (a,b)", "imagePullSecrets": "s, t"});
         let prepull = Prepull::of(&map(PREPULL_LABEL, data)).unwrap().unwrap();
@@ -139,7 +139,10 @@ mod tests {
         assert_eq!(prepull.for_node(&node("c")), []);
         let images = prepull.for_node(&node("a"));
         assert_eq!(images.iter().map(|p| p.image.as_str()).collect::<Vec<_>>(), ["a:1", "b:1"]);
-        assert_eq!((&*images[0].namespace, &images[0].pull_secrets), ("ns", &vec!["s".to_owned(), "t".to_owned()]));
+        assert_eq!(
+            (&*images[0].namespace, &images[0].pull_secrets),
+            ("ns", &vec!["s".to_owned(), "t".to_owned()])
+        );
         for data in [json!({"images": "A"}), json!({"images": "a", "nodeSelector": "=="})] {
             assert!(Prepull::of(&map(PREPULL_LABEL, data.clone())).is_err(), "{data}");
         }

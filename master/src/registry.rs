@@ -90,7 +90,8 @@ impl Passwords {
         if payload["e"].as_u64()? <= now_s {
             return None;
         }
-        let groups: Option<Vec<&str>> = payload["g"].as_array()?.iter().map(Value::as_str).collect();
+        let groups: Option<Vec<&str>> =
+            payload["g"].as_array()?.iter().map(Value::as_str).collect();
         Some(Identity::authenticated(payload["u"].as_str()?, &groups?))
     }
 }
@@ -128,7 +129,8 @@ impl Mount for V2 {
         Box::pin(async move {
             let (method, path) = (request.method().clone(), request.uri().path().to_owned());
             let answer = self.protocol.handle(request).await;
-            let is_change = matches!(method, Method::PUT | Method::DELETE) && path.contains("/manifests/");
+            let is_change =
+                matches!(method, Method::PUT | Method::DELETE) && path.contains("/manifests/");
             if is_change && answer.status().is_success() {
                 info!(user = who.user, %method, path, "registry changed");
             }
@@ -246,9 +248,11 @@ impl Origin for Own {
         offset: u64,
     ) -> image::registry::BoxFuture<'a, Result<(u64, Box<dyn Pieces>), ImageError>> {
         Box::pin(async move {
-            let blob = self.0.open_blob(&Self::name(image)?, digest).map_err(|_| not_found(image))?;
+            let blob =
+                self.0.open_blob(&Self::name(image)?, digest).map_err(|_| not_found(image))?;
             let file = crate::blobs::FilePieces::open(blob.file, offset.min(blob.size)).await;
-            let disk = |source| ImageError::Disk { operation: "read", path: "registry".into(), source };
+            let disk =
+                |source| ImageError::Disk { operation: "read", path: "registry".into(), source };
             Ok((offset.min(blob.size), Box::new(file.map_err(disk)?) as Box<dyn Pieces>))
         })
     }
@@ -282,7 +286,8 @@ fn in_use(api: &Api) -> Option<BTreeSet<Digest>> {
             let text = String::from_utf8_lossy(&item.object).into_owned();
             // Wherever it stands: in a name, in a record, in a status.
             for at in text.match_indices("sha256:").map(|(at, _)| at) {
-                digests.extend(text.get(at..at + 71).and_then(|digest| digest.parse::<Digest>().ok()));
+                digests
+                    .extend(text.get(at..at + 71).and_then(|digest| digest.parse::<Digest>().ok()));
             }
         }
     }

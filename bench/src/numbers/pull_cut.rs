@@ -25,7 +25,8 @@ pub(crate) async fn measure(world: &mut World, mebibytes: usize) -> anyhow::Resu
     // Nothing that a compression makes smaller.
     let mut state = 1_u64;
     let mut random = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33).to_le_bytes()
     };
     let content: Vec<u8> = (0..mebibytes << 18).flat_map(|_| random()[..4].to_vec()).collect();

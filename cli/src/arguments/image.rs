@@ -52,8 +52,10 @@ pub(crate) enum Image {
         name: Option<String>,
     },
     /// Remove images from the master's registry: a tag, or a digest with all its tags.
-    #[command(after_help = "Space comes back when the master tidies up, an hour later at the earliest.\n\n\
-        Examples:\n  pinnace image rm app:v1\n  pinnace image rm app@sha256:…")]
+    #[command(
+        after_help = "Space comes back when the master tidies up, an hour later at the earliest.\n\n\
+        Examples:\n  pinnace image rm app:v1\n  pinnace image rm app@sha256:…"
+    )]
     Rm {
         /// What to remove.
         #[arg(required = true, value_name = "NAME:TAG|NAME@DIGEST")]

@@ -46,8 +46,7 @@ pub(super) async fn run(global: &Global, command: &Image) -> anyhow::Result<()> 
 /// Reads a name; one without a registry is the master's.
 fn reference(name: &str) -> anyhow::Result<Reference> {
     let first = name.split('/').next().unwrap_or_default();
-    let has_registry =
-        name.contains('/') && (first.contains(['.', ':']) || first == "localhost");
+    let has_registry = name.contains('/') && (first.contains(['.', ':']) || first == "localhost");
     let full = if has_registry { name.to_owned() } else { format!("{MASTER_REGISTRY}/{name}") };
     Ok(full.parse::<Reference>()?)
 }
@@ -90,9 +89,8 @@ async fn masters(cluster: &Cluster) -> anyhow::Result<Registry> {
     let mut ca_pem = String::new();
     for der in &cluster.authorities {
         let body = STANDARD.encode(der);
-        ca_pem.push_str(&format!(
-            "-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n"
-        ));
+        ca_pem
+            .push_str(&format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n"));
     }
     let rule = HostRule {
         host: MASTER_REGISTRY.to_owned(),
@@ -119,7 +117,10 @@ async fn password(cluster: &Cluster, life: Duration) -> anyhow::Result<(String, 
 async fn login(cluster: &Cluster, life: Duration) -> anyhow::Result<()> {
     let (user, password) = password(cluster, life).await?;
     let host = cluster.server.trim_start_matches("https://");
-    console::note(format_args!("password of {user} for the registry at {host}, good for {}", text::age(i64::try_from(life.as_secs()).unwrap_or(i64::MAX))));
+    console::note(format_args!(
+        "password of {user} for the registry at {host}, good for {}",
+        text::age(i64::try_from(life.as_secs()).unwrap_or(i64::MAX))
+    ));
     console::line(password)
 }
 
@@ -167,7 +168,13 @@ async fn list(cluster: &Cluster, name: Option<&str>) -> anyhow::Result<()> {
             let Ok((digest, bytes)) = registry.manifest_bytes(&image).await else { continue };
             let (size, platforms) = describe(&registry, &image, &bytes).await;
             let digest = digest.to_string()[..19].to_owned();
-            rows.push([format!("{MASTER_REGISTRY}/{name}"), tag, digest, text::bytes(size), platforms]);
+            rows.push([
+                format!("{MASTER_REGISTRY}/{name}"),
+                tag,
+                digest,
+                text::bytes(size),
+                platforms,
+            ]);
         }
     }
     console::write(table::simple(["REPOSITORY", "TAG", "DIGEST", "SIZE", "PLATFORMS"], rows))
@@ -238,7 +245,9 @@ async fn remove_one(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
     let wanted = match (&image.digest, &image.tag) {
         (Some(digest), _) => digest.to_string(),
         // A tag that nobody wrote is not removed.
-        (None, Some(tag)) if name.rsplit('/').next().unwrap_or_default().contains(':') => tag.clone(),
+        (None, Some(tag)) if name.rsplit('/').next().unwrap_or_default().contains(':') => {
+            tag.clone()
+        }
         (None, _) => bail!("{name}: say which: NAME:TAG or NAME@sha256:…"),
     };
     let path = format!("/v2/{}/manifests/{wanted}", image.repository);

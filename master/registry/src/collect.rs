@@ -83,9 +83,8 @@ impl Files {
         }
         for name in &repositories {
             for tag in self.tags(name).unwrap_or_default() {
-                let is_gone = |digest: Digest| {
-                    !self.link(name, "_manifests", &digest.hex()).exists()
-                };
+                let is_gone =
+                    |digest: Digest| !self.link(name, "_manifests", &digest.hex()).exists();
                 if tag.subject().is_some() && self.tag(name, &tag).is_ok_and(is_gone) {
                     unlink(&self.link(name, "_tags", tag.as_str()))?;
                 }
@@ -157,7 +156,9 @@ impl Files {
         let mut digests: Vec<Digest> = Vec::new();
         for kind in ["_blobs", "_manifests"] {
             let names = names_in(&self.repository(name).join(kind))?;
-            digests.extend(names.iter().filter_map(|hex| format!("sha256:{hex}").parse::<Digest>().ok()));
+            digests.extend(
+                names.iter().filter_map(|hex| format!("sha256:{hex}").parse::<Digest>().ok()),
+            );
         }
         Ok(digests)
     }
@@ -165,7 +166,8 @@ impl Files {
     /// Removes the folders of a repository that holds nothing any more.
     fn remove_empty(&self, name: &Name) {
         let folder = self.repository(name);
-        let is_empty = |kind: &str| names_in(&folder.join(kind)).is_ok_and(|names| names.is_empty());
+        let is_empty =
+            |kind: &str| names_in(&folder.join(kind)).is_ok_and(|names| names.is_empty());
         if !["_blobs", "_manifests", "_tags"].iter().all(|kind| is_empty(kind)) {
             return;
         }

@@ -142,7 +142,9 @@ impl Files {
             ));
         }
         let disk = rustix::fs::statvfs(&self.root).map_err(io::Error::from)?;
-        if disk.f_bavail.saturating_mul(disk.f_frsize) < self.config.reserve_bytes.saturating_add(n_bytes) {
+        if disk.f_bavail.saturating_mul(disk.f_frsize)
+            < self.config.reserve_bytes.saturating_add(n_bytes)
+        {
             return Err(RegistryError::new(
                 Code::Denied,
                 format!(
@@ -293,8 +295,8 @@ impl Files {
             Err(_) if reference.contains(':') => return Err(RegistryError::bad_digest(reference)),
             Err(_) => Some(Tag::parse(reference)?),
         };
-        let links = Links::of(bytes)
-            .map_err(|why| RegistryError::new(Code::ManifestInvalid, why))?;
+        let links =
+            Links::of(bytes).map_err(|why| RegistryError::new(Code::ManifestInvalid, why))?;
         let media_type = match (media_type, links.media_type.as_deref()) {
             ("" | "application/json" | "application/octet-stream", Some(own)) => own,
             (given, Some(own)) if given != own => {
@@ -443,7 +445,12 @@ impl Files {
     /// # Errors
     /// The disk cannot be read.
     pub fn repositories(&self) -> io::Result<Vec<Name>> {
-        fn walk(root: &Path, path: &Path, depth: usize, found: &mut BTreeSet<Name>) -> io::Result<()> {
+        fn walk(
+            root: &Path,
+            path: &Path,
+            depth: usize,
+            found: &mut BTreeSet<Name>,
+        ) -> io::Result<()> {
             for name in names_in(path)? {
                 let inner = path.join(&name);
                 if name == "_manifests" || name == "_blobs" {

@@ -115,9 +115,10 @@ mod tests {
         }
         let long = "a".repeat(256);
         let deep = ["a"; 17].join("/");
-        for bad in
-            ["", "/", "a/", "A", "..", "a/../b", "_tags", "a/_tags", "a..b", "a._b", "-a", &long, &deep]
-        {
+        for bad in [
+            "", "/", "a/", "A", "..", "a/../b", "_tags", "a/_tags", "a..b", "a._b", "-a", &long,
+            &deep,
+        ] {
             assert!(Name::parse(bad).is_err(), "{bad}");
         }
         assert!(Tag::parse("v1.0_X-y").is_ok());

@@ -76,13 +76,18 @@ impl Protocol {
         let path = head.uri.path().strip_prefix("/v2").unwrap_or_default().trim_matches('/');
         let reads = matches!(head.method, Method::GET | Method::HEAD);
         if path.is_empty() {
-            return if reads { Ok(json_answer(&json!({}))) } else { Err(RegistryError::unsupported()) };
+            return if reads {
+                Ok(json_answer(&json!({})))
+            } else {
+                Err(RegistryError::unsupported())
+            };
         }
         if path == "_catalog" && reads {
             return self.catalog(&query);
         }
         let parts: Vec<&str> = path.split('/').collect();
-        let name = |n_last: usize| Name::parse(&parts[..parts.len().saturating_sub(n_last)].join("/"));
+        let name =
+            |n_last: usize| Name::parse(&parts[..parts.len().saturating_sub(n_last)].join("/"));
         match parts.as_slice() {
             [_, .., "tags", "list"] if reads => self.tags(&name(2)?, &query),
             [_, .., "manifests", reference] => {
@@ -133,7 +138,9 @@ impl Protocol {
         let mut answer = json_answer(&index);
         set(&mut answer, CONTENT_TYPE, kind);
         if wanted.is_some() {
-            answer.headers_mut().insert("oci-filters-applied", http::HeaderValue::from_static("artifactType"));
+            answer
+                .headers_mut()
+                .insert("oci-filters-applied", http::HeaderValue::from_static("artifactType"));
         }
         Ok(answer)
     }
@@ -160,7 +167,9 @@ impl Protocol {
                 let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
                 let kind = kind.unwrap_or_default().split(';').next().unwrap_or_default().trim();
                 let bytes = tokio::time::timeout(MANIFEST_TIMEOUT, read_manifest(body)).await;
-                let late = || RegistryError::new(Code::SizeInvalid, "the manifest did not arrive within 60 s");
+                let late = || {
+                    RegistryError::new(Code::SizeInvalid, "the manifest did not arrive within 60 s")
+                };
                 let bytes = bytes.map_err(|_| late())??;
                 let (digest, subject) =
                     self.files.put_manifest(name, reference, kind, &bytes).await?;
@@ -381,7 +390,8 @@ async fn pieces(file: std::fs::File, start: u64, length: u64) -> io::Result<Body
 async fn read_manifest(mut body: Body) -> Result<Bytes, RegistryError> {
     let mut bytes = Vec::new();
     while let Some(piece) = body.next().await {
-        let broken = |error| RegistryError::new(Code::SizeInvalid, format!("the body broke off: {error}"));
+        let broken =
+            |error| RegistryError::new(Code::SizeInvalid, format!("the body broke off: {error}"));
         bytes.extend_from_slice(&piece.map_err(broken)?);
         if bytes.len() as u64 > MANIFEST_BYTES_MAX {
             let message = "a manifest has at most 4 MiB";
@@ -494,7 +504,8 @@ fn page<'a>(
     let n: usize = query.get("n").map_or(Ok(PAGE_MAX), str::parse).map_err(bad)?;
     let n = n.min(PAGE_MAX);
     let last = query.get("last").unwrap_or_default();
-    let rest: Vec<&str> = names.iter().copied().filter(|name| last.is_empty() || *name > last).collect();
+    let rest: Vec<&str> =
+        names.iter().copied().filter(|name| last.is_empty() || *name > last).collect();
     let page: Vec<&str> = rest.iter().copied().take(n).collect();
     let next = match page.last() {
         Some(last) if page.len() < rest.len() => Some(format!("n={n}&last={last}")),

@@ -57,7 +57,13 @@ fn body(bytes: &[u8]) -> Body {
 }
 
 impl Client {
-    async fn send(&self, method: Method, path: &str, headers: &[(&str, &str)], with: Body) -> Answer {
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        with: Body,
+    ) -> Answer {
         let mut request = Request::builder().method(method).uri(path);
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -243,7 +249,10 @@ async fn what_is_wrong_is_refused_with_its_code() {
     let index = json!({"schemaVersion": 2, "mediaType": kind, "manifests": [{"digest": manifest}]});
     client.push_manifest("app", "i", &index).await.refused(400, "MANIFEST_INVALID");
     // What was there is there still.
-    assert_eq!(client.get("/v2/app/manifests/v1").await.header("docker-content-digest"), manifest.to_string());
+    assert_eq!(
+        client.get("/v2/app/manifests/v1").await.header("docker-content-digest"),
+        manifest.to_string()
+    );
 }
 
 #[tokio::test]
@@ -276,7 +285,9 @@ async fn what_no_tag_leads_to_goes_after_its_grace() {
     client.delete(&format!("/v2/gone/manifests/{gone}")).await;
     // The signature of what stays stays, the other goes.
     for digest in [new, old] {
-        client.push("team/app", &format!("sha256-{}.sig", digest.hex()), digest.hex().as_bytes()).await;
+        client
+            .push("team/app", &format!("sha256-{}.sig", digest.hex()), digest.hex().as_bytes())
+            .await;
     }
     let grace = config().grace;
     assert_eq!(client.collect().await, Swept::default());
@@ -304,7 +315,10 @@ async fn what_no_tag_leads_to_goes_after_its_grace() {
     let tags = client.get("/v2/team/app/tags/list").await.json();
     assert_eq!(tags["tags"], json!([format!("sha256-{}.sig", new.hex()), "v1"]));
     assert_eq!(client.get("/v2/team/app/manifests/v1").await.status, 200);
-    assert_eq!(client.files.used_bytes(), Files::open(folder.path(), config()).unwrap().used_bytes());
+    assert_eq!(
+        client.files.used_bytes(),
+        Files::open(folder.path(), config()).unwrap().used_bytes()
+    );
 }
 
 #[tokio::test]

@@ -246,7 +246,8 @@ impl Key {
     fn parse(text: &str) -> Self {
         let text = text.trim();
         let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
-        let (host, path) = rest.unwrap_or(text).split_once('/').unwrap_or((rest.unwrap_or(text), ""));
+        let (host, path) =
+            rest.unwrap_or(text).split_once('/').unwrap_or((rest.unwrap_or(text), ""));
         // The version of the protocol is no part of an image's name.
         let path = path.strip_prefix("v1").or_else(|| path.strip_prefix("v2")).unwrap_or(path);
         let path = path.split('/').filter(|part| !part.is_empty()).map(str::to_owned);
@@ -275,7 +276,8 @@ pub(crate) fn is_host_like(pattern: &str, host: &str) -> bool {
         None => (text.to_owned(), None),
     };
     let ((pattern, pattern_port), (name, port)) = (split(pattern), split(host));
-    let (wanted, given) = (pattern.split('.').collect::<Vec<_>>(), name.split('.').collect::<Vec<_>>());
+    let (wanted, given) =
+        (pattern.split('.').collect::<Vec<_>>(), name.split('.').collect::<Vec<_>>());
     pattern_port == port
         && wanted.len() == given.len()
         && wanted.iter().zip(given).all(|(wanted, given)| is_label_like(wanted, given))

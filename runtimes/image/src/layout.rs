@@ -71,7 +71,10 @@ impl Layout {
             None
         } else {
             let file = File::open(path).map_err(disk)?;
-            Some(read_archive(file).map_err(|why| LayoutError::Bad { path: path.to_owned(), why })?)
+            Some(
+                read_archive(file)
+                    .map_err(|why| LayoutError::Bad { path: path.to_owned(), why })?,
+            )
         };
         let layout = Self { path: path.to_owned(), entries };
         if layout.content("oci-layout").is_none() {
@@ -95,7 +98,8 @@ impl Layout {
             }
             None => {
                 let path = self.path.join(name);
-                let file = std::fs::symlink_metadata(&path).ok().filter(std::fs::Metadata::is_file)?;
+                let file =
+                    std::fs::symlink_metadata(&path).ok().filter(std::fs::Metadata::is_file)?;
                 Some(Content::File { path, offset: 0, size: file.len() })
             }
         }
@@ -274,8 +278,7 @@ pub(crate) fn files(
     name: &str,
 ) -> Vec<(String, Bytes)> {
     let (kind, bytes) = top;
-    let mut entry =
-        json!({ "mediaType": kind, "digest": Digest::of(bytes), "size": bytes.len() });
+    let mut entry = json!({ "mediaType": kind, "digest": Digest::of(bytes), "size": bytes.len() });
     if !name.is_empty() {
         entry["annotations"] = json!({ REF_NAME: name });
     }

@@ -132,11 +132,7 @@ impl TrustedKeys {
         Err(problem)
     }
 
-    fn verify_one(
-        &self,
-        digests: &[Digest],
-        signature: &Signature,
-    ) -> Result<(), &'static str> {
+    fn verify_one(&self, digests: &[Digest], signature: &Signature) -> Result<(), &'static str> {
         let damaged = "its signature is damaged";
         let payload = STANDARD.decode(&signature.payload).map_err(|_| damaged)?;
         let bytes = STANDARD.decode(signature.signature.trim()).map_err(|_| damaged)?;
@@ -187,8 +183,7 @@ pub async fn fetch_signatures(
             continue;
         }
         let what = "a signature";
-        let payload =
-            registry.blob_bytes(&place, layer.digest, PAYLOAD_BYTES_MAX, what).await?;
+        let payload = registry.blob_bytes(&place, layer.digest, PAYLOAD_BYTES_MAX, what).await?;
         signatures
             .push(Signature { payload: STANDARD.encode(&payload), signature: signature.clone() });
     }

@@ -245,7 +245,9 @@ impl Store {
             Some(digest) => {
                 found.retain(|record| record.digest == digest || record.manifest == digest);
                 // Under its own name first: who may use it is noted by name.
-                found.sort_by_key(|record| (record.name != name, std::cmp::Reverse(record.sequence)));
+                found.sort_by_key(|record| {
+                    (record.name != name, std::cmp::Reverse(record.sequence))
+                });
             }
             None => {
                 found.retain(|record| record.name == name);

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use pinnace_image::build::{Built, Entry, OciImage, archive, gzip};
 use pinnace_image::{
-    Credential, Digest, ImageError, ImageKind, Keyring, Limits, Platform, Reference, Registry, RegistryConfig, Store,
-    Unpacker, WasmKind, fetch_wasm, inspect,
+    Credential, Digest, ImageError, ImageKind, Keyring, Limits, Platform, Reference, Registry,
+    RegistryConfig, Store, Unpacker, WasmKind, fetch_wasm, inspect,
 };
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

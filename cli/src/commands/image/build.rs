@@ -239,7 +239,9 @@ fn walk(
             let target = target.to_str().ok_or_else(|| anyhow!("{}: not UTF-8", shown()))?;
             entries.push(Entry::symlink(name, target));
         } else if metadata.is_file() {
-            *left = left.checked_sub(metadata.len()).ok_or_else(|| anyhow!("the files are larger than 2 GiB"))?;
+            *left = left
+                .checked_sub(metadata.len())
+                .ok_or_else(|| anyhow!("the files are larger than 2 GiB"))?;
             entries.push(Entry::file(name, mode, read_file(&path)?));
         } else {
             bail!("{} is neither a file, a folder nor a link", path.display());
@@ -251,7 +253,8 @@ fn walk(
 /// A path in the image, without the slash at its beginning.
 fn plain(path: &str) -> anyhow::Result<&str> {
     let trimmed = path.trim_start_matches('/');
-    let is_plain = !trimmed.is_empty() && trimmed.split('/').all(|part| !matches!(part, "" | "." | ".."));
+    let is_plain =
+        !trimmed.is_empty() && trimmed.split('/').all(|part| !matches!(part, "" | "." | ".."));
     if is_plain { Ok(trimmed) } else { Err(anyhow!("{path:?} is no path in an image")) }
 }
 
@@ -335,7 +338,10 @@ mod tests {
         let path = folder.path().join("m.wasm");
         fs::write(&path, b"\0asm\x01\0\0\0").unwrap();
         let path = path.to_str().unwrap();
-        assert_eq!(build(&[path]).unwrap().digest(), Built::wasm(b"\0asm\x01\0\0\0".to_vec()).digest());
+        assert_eq!(
+            build(&[path]).unwrap().digest(),
+            Built::wasm(b"\0asm\x01\0\0\0".to_vec()).digest()
+        );
         assert!(build(&[path, path]).is_err());
         assert!(build(&[path, folder.path().to_str().unwrap()]).is_err());
     }

@@ -78,7 +78,9 @@ fn missing(nodes: &[&Value], names: &[String]) -> Vec<String> {
             .collect();
         let conditions = node["status"]["conditions"].as_array().into_iter().flatten();
         let why = conditions
-            .filter(|condition| condition["type"] == "ImagePrepull" && condition["status"] == "True")
+            .filter(|condition| {
+                condition["type"] == "ImagePrepull" && condition["status"] == "True"
+            })
             .find_map(|condition| condition["message"].as_str());
         for image in names.iter().filter(|image| !has.contains(&image.as_str())) {
             let why = why.map(|why| format!(": {why}")).unwrap_or_default();
@@ -94,7 +96,8 @@ mod tests {
 
     #[test]
     fn nodes_that_lack_an_image_are_named() {
-        let has = json!({"metadata": {"name": "a"}, "status": {"images": [{"names": ["x:1", "y:1"]}]}});
+        let has =
+            json!({"metadata": {"name": "a"}, "status": {"images": [{"names": ["x:1", "y:1"]}]}});
         let lacks = json!({"metadata": {"name": "b"}, "status": {"conditions": [
             {"type": "ImagePrepull", "status": "True", "message": "no route"},
         ]}});

@@ -37,7 +37,9 @@ pub(super) async fn handle(
 ) -> Answer {
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
-    let below = |prefix: &str| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    let below = |prefix: &str| {
+        path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
     if let Some(mount) = state.mounts.iter().find(|mount| below(mount.prefix())) {
         // Without the limits of time and length that hold for the API.
         let answer = mounts::serve(&state, &**mount, certificate.as_deref(), request).await;

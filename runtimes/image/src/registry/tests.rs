@@ -34,7 +34,8 @@ impl Origin for Nobody {
 
 #[test]
 fn mirrors_go_first_and_the_master_last() {
-    let mirror = |host: &str, path: &str, http| Mirror { host: host.into(), path: path.into(), http };
+    let mirror =
+        |host: &str, path: &str, http| Mirror { host: host.into(), path: path.into(), http };
     let hosts = vec![
         HostRule {
             mirrors: vec![mirror("m1", "", false), mirror("m2:5000", "hub", true)],

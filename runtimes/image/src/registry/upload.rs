@@ -253,7 +253,8 @@ async fn pushed(
     let json: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
     let first = &json["errors"][0];
     let said = first["message"].as_str().filter(|text| !text.is_empty());
-    let said: String = said.or_else(|| first["code"].as_str()).unwrap_or_default().chars().take(500).collect();
+    let said: String =
+        said.or_else(|| first["code"].as_str()).unwrap_or_default().chars().take(500).collect();
     if said.is_empty() {
         return check(subject, at, response);
     }

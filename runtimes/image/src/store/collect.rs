@@ -63,9 +63,9 @@ impl Store {
     pub fn unused(&self, in_use: &InUse, age_min: Duration) -> Result<Vec<Unused>, ImageError> {
         let records = self.records()?;
         let newest = |record: &Record| {
-            !records.iter().any(|other| {
-                other.name == record.name && other.sequence > record.sequence
-            })
+            !records
+                .iter()
+                .any(|other| other.name == record.name && other.sequence > record.sequence)
         };
         let uses = self.uses.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut unused: Vec<Unused> = records

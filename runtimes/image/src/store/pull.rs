@@ -150,7 +150,12 @@ impl Store {
             .ok_or_else(|| malformed(&image, "the image", "it vanished while it was pulled"))
     }
 
-    fn write_pinned(&self, pins: &Pins<'_>, digest: Digest, bytes: &[u8]) -> Result<(), ImageError> {
+    fn write_pinned(
+        &self,
+        pins: &Pins<'_>,
+        digest: Digest,
+        bytes: &[u8],
+    ) -> Result<(), ImageError> {
         pins.add(self.blob(digest));
         self.write_blob(digest, bytes)
     }

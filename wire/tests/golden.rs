@@ -13,7 +13,8 @@ use pinnace_wire::envelope::{
     decode_assembled, encode,
 };
 use pinnace_wire::node::{
-    AppliedV1, GoneV1, HeartbeatV1, HelloV1, NodeInfoV1, PartAckV1, UpToDateV1, WasmTargetV1,
+    AppliedV1, GoneV1, HeartbeatV1, HelloV1, NodeImageV1, NodeInfoV1, PartAckV1, UpToDateV1,
+    WasmTargetV1,
 };
 use pinnace_wire::pod::{
     ContainerV1, DnsV1, DownwardItemV1, EnvFromV1, EnvV1, EnvValueV1, HandlerV1, HostAliasV1,
@@ -22,7 +23,10 @@ use pinnace_wire::pod::{
     RestartPolicyV1, RuntimeV1, SeccompV1, SecurityV1, SourceV1, StdioV1, TerminationMessageV1,
     VolumeSourceV1, VolumeV1,
 };
-use pinnace_wire::set::{BodyV1, DeltaV1, ItemV1, NodeConfigV1, PartV1, SnapshotV1};
+use pinnace_wire::set::{
+    BodyV1, DeltaV1, ImagePolicyV1, ImageRuleV1, ItemV1, NodeConfigV1, PartV1, PrepullV1,
+    SnapshotV1,
+};
 use pinnace_wire::status::{
     ContainerStatusV1, EventV1, PhaseV1, PodStatusV1, ReportAckV1, ReportV1, StateV1, TerminatedV1,
 };

@@ -188,7 +188,7 @@ async fn documents_that_lie_or_never_end_are_refused_and_leave_nothing() {
     check("no-config", "does not exist").await;
     check("nested", "it holds another index").await;
     check("wide", "more than 1024 manifests").await;
-    check("deep", "recursion").await;
+    check("deep", "the manifest of image").await;
     check("text", "the manifest of image").await;
     table.put(&format!("/v2/a/blobs/{}", Digest::of(&layer)), other);
     check("lie", "is damaged or forged").await;

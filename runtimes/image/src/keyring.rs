@@ -185,7 +185,7 @@ impl Keyring {
 
     fn sort(&mut self) {
         let specific = |key: &Key| (key.path.len(), !key.host.contains('*'), key.host.len());
-        self.entries.sort_by(|(a, _), (b, _)| specific(b).cmp(&specific(a)));
+        self.entries.sort_by_key(|(key, _)| std::cmp::Reverse(specific(key)));
     }
 
     /// Whether it holds nothing.
@@ -247,7 +247,7 @@ impl Key {
         let text = text.trim();
         let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
         let (host, path) =
-            rest.unwrap_or(text).split_once('/').unwrap_or((rest.unwrap_or(text), ""));
+            rest.unwrap_or(text).split_once('/').unwrap_or_else(|| (rest.unwrap_or(text), ""));
         // The version of the protocol is no part of an image's name.
         let path = path.strip_prefix("v1").or_else(|| path.strip_prefix("v2")).unwrap_or(path);
         let path = path.split('/').filter(|part| !part.is_empty()).map(str::to_owned);

@@ -29,7 +29,7 @@ use reqwest::{Certificate, Client, Response, StatusCode};
 use serde::Deserialize;
 use tokio::time::Instant;
 
-pub use origin::{BoxFuture, Origin, Pieces};
+pub use origin::{Begun, BoxFuture, Origin, Pieces};
 pub use upload::{Content, Upload};
 
 use crate::digest::Hasher;
@@ -118,13 +118,16 @@ pub struct Registry {
     keyring: Arc<Keyring>,
 }
 
+type Clients = HashMap<(bool, Option<usize>), Result<Client, String>>;
+type Tokens = HashMap<(String, String, Option<Digest>), String>;
+
 struct Shared {
     config: RegistryConfig,
     /// By whether they speak TLS, and the rule with their authorities. Reading the
     /// system's certificates costs memory, so each is made when first needed.
-    clients: Mutex<HashMap<(bool, Option<usize>), Result<Client, String>>>,
+    clients: Mutex<Clients>,
     /// `Authorization` by host, scope and credential.
-    tokens: Mutex<HashMap<(String, String, Option<Digest>), String>>,
+    tokens: Mutex<Tokens>,
     /// Since when hosts do not answer.
     down: Mutex<HashMap<String, Instant>>,
     master: OnceLock<Arc<dyn Origin>>,
@@ -623,9 +626,7 @@ impl Registry {
         }
     }
 
-    fn tokens(
-        &self,
-    ) -> std::sync::MutexGuard<'_, HashMap<(String, String, Option<Digest>), String>> {
+    fn tokens(&self) -> std::sync::MutexGuard<'_, Tokens> {
         let mut tokens = self.shared.tokens.lock().unwrap_or_else(PoisonError::into_inner);
         if tokens.len() > 1000 {
             tokens.clear();

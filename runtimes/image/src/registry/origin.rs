@@ -17,6 +17,9 @@ pub trait Pieces: Send {
     fn next(&mut self) -> BoxFuture<'_, io::Result<Option<Bytes>>>;
 }
 
+/// A blob on its way, and at which byte it begins.
+pub type Begun = (u64, Box<dyn Pieces>);
+
 /// Somebody who has images. What comes is verified by who asks.
 pub trait Origin: Send + Sync + 'static {
     /// The index or manifest that `image` names: by its digest, else by its tag.
@@ -29,5 +32,5 @@ pub trait Origin: Send + Sync + 'static {
         image: &'a Reference,
         digest: Digest,
         offset: u64,
-    ) -> BoxFuture<'a, Result<(u64, Box<dyn Pieces>), ImageError>>;
+    ) -> BoxFuture<'a, Result<Begun, ImageError>>;
 }

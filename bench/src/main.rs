@@ -98,6 +98,12 @@ enum Number {
         #[arg(long, default_value_t = 5)]
         rounds: usize,
     },
+    /// Bytes of a layer that cross the link twice when it is cut again and again
+    PullCut {
+        /// Size of the layer
+        #[arg(long, default_value_t = 16)]
+        mebibytes: usize,
+    },
     /// Removes what a run that was killed has left
     Clean,
 }
@@ -137,6 +143,9 @@ fn main() -> anyhow::Result<()> {
         })?,
         Number::NodeLost { rounds } => {
             in_world(&name, async move |world| numbers::node_lost::measure(world, rounds).await)?;
+        }
+        Number::PullCut { mebibytes } => {
+            in_world(&name, async move |world| numbers::pull_cut::measure(world, mebibytes).await)?
         }
         Number::Clean => {}
     }

@@ -1,5 +1,7 @@
 //! The command line: every command, its options and its help.
 
+pub(crate) mod image;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -61,6 +63,8 @@ pub(crate) enum Command {
     Node(Node),
     #[command(subcommand)]
     Token(Token),
+    #[command(subcommand)]
+    Image(image::Image),
     #[command(subcommand)]
     Backup(Backup),
     Kubeconfig(KubeconfigCommand),

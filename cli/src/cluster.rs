@@ -131,6 +131,12 @@ impl Cluster {
         self.finish(request.body(body.to_string().into_bytes())).await
     }
 
+    /// DELETE, where the answer says nothing more.
+    pub(crate) async fn delete_quietly(&self, path: &str) -> Result<(), Failure> {
+        let request = Request::delete(path).header("Accept", "application/json");
+        self.send(request.body(Vec::new())).await.map(drop)
+    }
+
     /// GET, for the body as it comes.
     pub(crate) async fn stream(&self, path: &str) -> Result<Stream, Failure> {
         self.stream_as(path, "*/*").await

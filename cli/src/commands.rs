@@ -6,6 +6,7 @@ mod completion;
 mod delete;
 mod describe;
 mod get;
+mod image;
 mod kubeconfig;
 mod logs;
 mod node;
@@ -48,6 +49,8 @@ async fn rest(global: Global, command: Command) -> anyhow::Result<()> {
         Command::Backup(Backup::Restore { file, data_dir }) => {
             return backup::restore(file, data_dir);
         }
+        // Knows itself whether it needs the cluster.
+        Command::Image(command) => return image::run(&global, command).await,
         _ => {}
     }
     let cluster = Cluster::connect(&global).await?;
@@ -65,6 +68,7 @@ async fn rest(global: Global, command: Command) -> anyhow::Result<()> {
             backup::create(&cluster, &file, overwrite).await
         }
         Command::Completion(_)
+        | Command::Image(_)
         | Command::Kubeconfig(_)
         | Command::Version(_)
         | Command::Exec(_)

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wire::node::NodeInfoV1;
-use wire::set::NodeConfigV1;
+use wire::set::{NodeConfigV1, SnapshotV1};
 use wire::status::EventV1;
 
 use crate::artifacts::{Artifacts, Connection, Dial};
@@ -34,11 +34,11 @@ use crate::network::{Cidr, Network};
 use crate::node::Node;
 use crate::pods::owner::{Configure, News, Owner, local_pods};
 use crate::policy::Policy;
-use crate::registries::{Registries, RegistrySettings};
+use crate::registries::{Registries, RegistrySettings, WhatIsNeeded};
 use crate::results::Results;
 use crate::seal::{Seal, SealError};
 use crate::streams::Streams;
-use crate::{nodeinfo, pressure, recover};
+use crate::{image_gc, nodeinfo, prepull, pressure, recover};
 
 /// How long the parts may take to stop.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
@@ -154,7 +154,13 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     let artifacts =
         Artifacts::new(folders.state.join("artifacts"), info.wasm.clone(), Arc::clone(&dialer));
     artifacts.set_key(identity.artifact_key);
-    let images = Registries::open(&folders.state.join("images"), settings.registries, artifacts)?;
+    let images = Registries::open(
+        &folders.state.join("images"),
+        settings.registries,
+        artifacts,
+        Arc::clone(&dialer),
+    )?;
+    let images = Arc::new(images);
     let results = Results::open(&folders.state.join("results"))
         .map_err(io_error("open the folder of results"))?;
     let seal = Arc::new(Seal::open(&folders.state, settings.seal_key_file.as_deref())?);
@@ -164,7 +170,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     let hooks = Hooks::new(
         folders.clone(),
         runtime,
-        Arc::new(images),
+        Arc::clone(&images) as Arc<_>,
         Arc::clone(&network) as Arc<_>,
         results,
         Arc::clone(&seal),
@@ -191,7 +197,9 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     let node = Node::new(*uuid::Uuid::new_v4().as_bytes(), set.clone(), info.clone());
     let (link, outputs, driver) = link::drive(MqttLink::new(&identity)?, node, stop.clone());
     let (news_sender, news) = mpsc::channel(NEWS_MAX);
-    let configure = configure(&network, identity.artifact_key);
+    let configure = configure(&network, &images, identity.artifact_key);
+    let (first, sets) = (set.clone(), outputs.sets.clone());
+    images.set_needed(what_is_needed(&folders, first.clone(), sets.clone()));
     let (owner, board) = Owner::new(Arc::clone(&hooks), Clock::System, set, news_sender, configure);
     let (hold_conditions, conditions) = tokio::sync::watch::channel(Vec::new());
     let (node_events, events) = mpsc::channel(NEWS_MAX);
@@ -217,8 +225,11 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     let (manifests_to, manifests) = watch::channel(Arc::new(manifests));
     let folder_watch = manifests::watch(settings.manifests, identity.node.clone(), manifests_to);
     tasks.spawn(until(stop.clone(), folder_watch));
-    let looking = look(folders.clone(), network, link, info, conditions, manifests.clone());
+    let changes = Changes { short: conditions, manifests: manifests.clone() };
+    let looking = look(folders.clone(), network, Arc::clone(&images), link, info, changes);
     tasks.spawn(until(stop.clone(), looking));
+    tasks.spawn(until(stop.clone(), image_gc::run(Arc::clone(&images))));
+    tasks.spawn(until(stop.clone(), prepull::run(images, first, sets)));
     tasks.spawn(owner.run(found, outputs.sets, manifests, stop.clone()));
     tasks.close();
     tracing::info!(node = identity.node, state_dir = %folders.state.display(), "ready");
@@ -262,9 +273,23 @@ fn facts(identity: &Identity, info: &NodeInfoV1) -> Facts {
     }
 }
 
-fn configure(network: &Arc<Network>, pinned_key: [u8; 32]) -> Configure {
-    let network = Arc::clone(network);
+/// What must stay on the disk: what the newest set and the containers use.
+fn what_is_needed(
+    folders: &Folders,
+    first: Option<Arc<SnapshotV1>>,
+    sets: watch::Receiver<Option<Arc<SnapshotV1>>>,
+) -> WhatIsNeeded {
+    let containers = folders.run.join("containers");
+    Box::new(move || {
+        let set = sets.borrow().clone().or_else(|| first.clone());
+        image_gc::needed(set.as_deref(), &containers)
+    })
+}
+
+fn configure(network: &Arc<Network>, images: &Arc<Registries>, pinned_key: [u8; 32]) -> Configure {
+    let (network, images) = (Arc::clone(network), Arc::clone(images));
     Box::new(move |config: &NodeConfigV1| {
+        images.configure(config);
         match config.pod_cidr.parse::<Cidr>() {
             Ok(cidr) => network.set_cidr(Some(cidr)),
             Err(error) => tracing::error!(%error, "pods get no address"),
@@ -297,37 +322,51 @@ async fn pass_on_events(mut events: mpsc::Receiver<EventV1>, link: LinkHandle) {
     }
 }
 
+/// What changes what a node says of itself.
+struct Changes {
+    /// What it is short of.
+    short: pressure::Conditions,
+    /// Its static pods.
+    manifests: watch::Receiver<Arc<Manifests>>,
+}
+
 /// Looks again and again at what the board lacks or is short of, and says when
 /// that changes.
 async fn look(
     folders: Folders,
     network: Arc<Network>,
+    images: Arc<Registries>,
     link: LinkHandle,
     mut info: NodeInfoV1,
-    mut short: pressure::Conditions,
-    mut manifests: watch::Receiver<Arc<Manifests>>,
+    mut changes: Changes,
 ) {
-    manifests.mark_changed();
+    changes.manifests.mark_changed();
     loop {
         tokio::select! {
             () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = images.changed.notified() => {}
             // The senders end with the agent.
-            Ok(()) = short.changed() => {}
-            Ok(()) = manifests.changed() => {}
+            Ok(()) = changes.short.changed() => {}
+            Ok(()) = changes.manifests.changed() => {}
         }
-        let own = Arc::clone(&manifests.borrow_and_update());
+        let own = Arc::clone(&changes.manifests.borrow_and_update());
         let folders = folders.clone();
         let egress = network.masquerade_error();
         let mut findings =
             tokio::task::spawn_blocking(move || nodeinfo::findings(&folders, egress))
                 .await
                 .expect("looking does not panic");
-        findings.extend(short.borrow_and_update().iter().cloned());
+        findings.extend(changes.short.borrow_and_update().iter().cloned());
+        findings.extend(images.findings());
         if !own.problems.is_empty() {
             findings.push(("StaticPods".to_owned(), own.problems.join("; ")));
         }
-        if findings != info.findings || own.mirrors != info.static_pods {
-            info.findings = findings;
+        let list = images.list();
+        let is_new = findings != info.findings
+            || own.mirrors != info.static_pods
+            || list != info.images;
+        if is_new {
+            (info.findings, info.images) = (findings, list);
             info.static_pods.clone_from(&own.mirrors);
             link.info_changed(info.clone()).await;
         }

@@ -4,13 +4,14 @@
 //! artifacts/<module hex>-<target hash>.cwasm   the compiled bytes
 //! artifacts/<module hex>-<target hash>.signed  what the cluster signed about them
 //! artifacts/….part                             a download that goes on where it was
+//! artifacts/….checked                          keys for which the master found the image signed
 //! ```
 //!
 //! A node that is cut off starts modules from here. The signature is checked
 //! before anything is kept, and again by the guest's process before it maps the
 //! code; so a broken disk is found there, and the file is fetched anew.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -18,16 +19,18 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use image::signature::TrustedKeys;
 use runtime::{ArtifactSignature, BoxFuture, World};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use wire::artifact::{ArtifactV1, BlobRequestV1, BlobResponseV1, WorldV1};
+use wire::artifact::{ArtifactRequestV1, ArtifactV1, BlobRequestV1, BlobResponseV1, WorldV1};
 use wire::node::WasmTargetV1;
 
 use crate::durable::{self, Keep, Magic};
 use crate::env::ImageConfig;
 use crate::id;
+use crate::image_gc::Needed;
 use crate::images::{ImageContent, ImageError, ImageRequest, Progress, ReadyImage};
 use crate::images::{present, pulled, pulling};
 
@@ -59,6 +62,8 @@ pub struct Artifacts {
     target: Option<WasmTargetV1>,
     key: Mutex<Option<[u8; 32]>>,
     dial: Arc<dyn Dial>,
+    /// When files were last asked for, since the start.
+    uses: Mutex<BTreeMap<PathBuf, tokio::time::Instant>>,
     /// One fetch at a time for each file.
     fetches: Mutex<BTreeMap<PathBuf, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -73,7 +78,54 @@ impl Artifacts {
     /// The modules kept in `folder`, for what this node maps.
     #[must_use]
     pub fn new(folder: PathBuf, target: Option<WasmTargetV1>, dial: Arc<dyn Dial>) -> Self {
-        Self { folder, target, key: Mutex::default(), dial, fetches: Mutex::default() }
+        let (key, uses, fetches) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { folder, target, key, dial, uses, fetches }
+    }
+
+    /// Modules that may go, with when they were last asked for, the one used longest
+    /// ago first; those used within `age_min` stay.
+    #[must_use]
+    pub fn unused(
+        &self,
+        needed: &Needed,
+        age_min: Duration,
+    ) -> Vec<(Option<tokio::time::Instant>, PathBuf)> {
+        let Some(target) = &self.target else { return Vec::new() };
+        let named: BTreeSet<PathBuf> =
+            needed.modules.iter().map(|module| self.path(module, target)).collect();
+        let uses = self.uses.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut unused = Vec::new();
+        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let is_code = path.extension().is_some_and(|extension| extension == "cwasm");
+            let last = uses.get(&path).copied();
+            if is_code
+                && !named.contains(&path)
+                && !needed.artifacts.contains(&path)
+                && last.is_none_or(|at| at.elapsed() >= age_min)
+            {
+                let written = entry.metadata().and_then(|file| file.modified()).ok();
+                unused.push((last, written, path));
+            }
+        }
+        unused.sort();
+        unused.into_iter().map(|(last, _, path)| (last, path)).collect()
+    }
+
+    /// Removes a module's code, and what is known of it.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn remove(&self, path: &Path) -> io::Result<()> {
+        self.uses.lock().unwrap_or_else(PoisonError::into_inner).remove(path);
+        // The description first: code without one is nothing.
+        for path in [&path.with_extension("signed"), &path.with_extension("checked"), path] {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Whose signature counts from now on.
@@ -89,6 +141,7 @@ impl Artifacts {
     pub async fn get(
         &self,
         request: &ImageRequest,
+        keys: Option<&TrustedKeys>,
         progress: Progress<'_>,
     ) -> Result<ReadyImage, ImageError> {
         let target = self.target.clone().ok_or_else(|| {
@@ -97,6 +150,7 @@ impl Artifacts {
         let key = (*self.key.lock().unwrap_or_else(PoisonError::into_inner))
             .ok_or_else(|| ImageError::pull("the artifact key of the cluster is not known yet"))?;
         if !request.digest.is_empty()
+            && self.is_checked(&request.digest, &target, keys)
             && let Some(ready) = self.kept(&request.digest, &target, &key)
         {
             progress(present(request));
@@ -115,6 +169,7 @@ impl Artifacts {
         let lock = self.lock(&self.path(name, &target));
         let _one = lock.lock().await;
         if !request.digest.is_empty()
+            && self.is_checked(&request.digest, &target, keys)
             && let Some(ready) = self.kept(&request.digest, &target, &key)
         {
             progress(present(request));
@@ -122,10 +177,46 @@ impl Artifacts {
         }
         progress(pulling(request));
         let start = tokio::time::Instant::now();
-        let artifact = self.fetch(request, &target, &key).await?;
+        if request.digest.is_empty() || self.kept(&request.digest, &target, &key).is_some() {
+            // What the name stands for, and whether it may run, is the master's to say;
+            // its code may be here all the same.
+            let artifact = self.fetch(request, &target, &key, false).await?;
+            self.mark_checked(&artifact.module, &target, keys)?;
+            if let Some(ready) = self.kept(&artifact.module, &target, &key) {
+                progress(present(request));
+                return Ok(ready);
+            }
+        }
+        let artifact = self.fetch(request, &target, &key, true).await?;
+        self.mark_checked(&artifact.module, &target, keys)?;
         progress(pulled(request, start.elapsed(), artifact.size));
         self.kept(&artifact.module, &target, &key)
             .ok_or_else(|| ImageError::pull("the fetched module is gone from the disk"))
+    }
+
+    /// Whether the master has found a module signed by one of these keys.
+    fn is_checked(&self, module: &str, target: &WasmTargetV1, keys: Option<&TrustedKeys>) -> bool {
+        let Some(keys) = keys else { return true };
+        let path = self.path(module, target).with_extension("checked");
+        fs::read_to_string(path).is_ok_and(|text| text == keys.fingerprint().to_string())
+    }
+
+    fn mark_checked(
+        &self,
+        module: &str,
+        target: &WasmTargetV1,
+        keys: Option<&TrustedKeys>,
+    ) -> Result<(), ImageError> {
+        let Some(keys) = keys else { return Ok(()) };
+        let path = self.path(module, target).with_extension("checked");
+        let new = path.with_extension("checked-new");
+        let written = File::create(&new)
+            .and_then(|mut file| {
+                file.write_all(keys.fingerprint().to_string().as_bytes())?;
+                file.sync_all()
+            })
+            .and_then(|()| fs::rename(&new, &path));
+        written.map_err(|error| ImageError::pull(format!("{}: {error}", path.display())))
     }
 
     fn lock(&self, path: &Path) -> Arc<tokio::sync::Mutex<()>> {
@@ -150,6 +241,10 @@ impl Artifacts {
             && signed.target == *target
             && wasm::artifact::verify_signature(&signed, key).is_ok()
             && fs::metadata(&path).is_ok_and(|file| file.len() == signed.size);
+        if is_ours {
+            let mut uses = self.uses.lock().unwrap_or_else(PoisonError::into_inner);
+            uses.insert(path.clone(), tokio::time::Instant::now());
+        }
         is_ours.then(|| ready(path, signed, *key))
     }
 
@@ -158,6 +253,7 @@ impl Artifacts {
         request: &ImageRequest,
         target: &WasmTargetV1,
         key: &[u8; 32],
+        with_code: bool,
     ) -> Result<ArtifactV1, ImageError> {
         let deadline = tokio::time::Instant::now() + WAIT_TOTAL;
         let part = self.path(&format!("{}/{}", id::hex(&request.pod), request.container), target);
@@ -168,13 +264,18 @@ impl Artifacts {
                     "cannot fetch the compiled module from the master: {error}"
                 ))
             };
-            let offset = fs::metadata(&part).map_or(0, |file| file.len());
-            let blob = BlobRequestV1 {
+            let offset = if with_code {
+                fs::metadata(&part).map_or(0, |file| file.len())
+            } else {
+                // Behind every end: only what describes it.
+                ARTIFACT_BYTES_MAX
+            };
+            let blob = BlobRequestV1::Artifact(ArtifactRequestV1 {
                 pod: request.pod,
                 container: request.container.clone(),
                 target: target.clone(),
                 offset,
-            };
+            });
             let mut connection = quiet(self.dial.dial(wire::ALPN_BLOB)).await.map_err(io)?;
             quiet(send(&mut connection, &blob)).await.map_err(io)?;
             match quiet(receive(&mut connection)).await.map_err(io)? {
@@ -188,6 +289,9 @@ impl Artifacts {
                     let wait = Duration::from_millis(u64::from(millis)).min(WAIT_MAX);
                     tokio::time::sleep(wait.max(Duration::from_millis(20))).await;
                 }
+                BlobResponseV1::Bytes => {
+                    return Err(ImageError::pull("the master answers something else"));
+                }
                 BlobResponseV1::Ready(artifact) => {
                     if let Err(error) = wasm::artifact::verify_signature(&artifact, key) {
                         return Err(ImageError::new(
@@ -200,6 +304,9 @@ impl Artifacts {
                             "module {} came with {} bytes for {}, which this node does not take",
                             artifact.module, artifact.size, artifact.target.target
                         )));
+                    }
+                    if !with_code {
+                        return Ok(artifact);
                     }
                     if offset > artifact.size {
                         // Of another module; from the start, then.
@@ -267,7 +374,7 @@ fn ready(path: PathBuf, signed: ArtifactV1, key: [u8; 32]) -> ReadyImage {
     }
 }
 
-async fn quiet<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+pub(crate) async fn quiet<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     match tokio::time::timeout(SILENCE_MAX, work).await {
         Ok(result) => result,
         Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the master does not answer")),
@@ -401,6 +508,7 @@ mod tests {
             let answer = master.answers.lock().unwrap().pop_front();
             tokio::spawn(async move {
                 let request: BlobRequestV1 = receive(&mut theirs).await.unwrap();
+                let BlobRequestV1::Artifact(request) = request else { panic!("not wasm") };
                 master.offsets.lock().unwrap().push(request.offset);
                 let response = match &answer {
                     None => return,
@@ -414,8 +522,9 @@ mod tests {
                 };
                 send(&mut theirs, &response).await.unwrap();
                 if let Some(Answer::Send { cut_after, damage, .. }) = answer {
-                    let mut code = master.code[usize::try_from(request.offset).unwrap()..].to_vec();
-                    if damage {
+                    let start = usize::try_from(request.offset).unwrap().min(master.code.len());
+                    let mut code = master.code[start..].to_vec();
+                    if damage && !code.is_empty() {
                         code[0] ^= 1;
                     }
                     code.truncate(cut_after.unwrap_or(usize::MAX));
@@ -433,11 +542,14 @@ mod tests {
     fn request(digest: &str) -> ImageRequest {
         ImageRequest {
             pod: [7; 16],
+            namespace: "default".into(),
             container: "a".into(),
             reference: "registry/m:1".into(),
             digest: digest.into(),
             runtime: RuntimeV1::Wasm,
             policy: PullPolicyV1::IfNotPresent,
+            keyring: image::Keyring::default(),
+            secrets: Vec::new(),
         }
     }
 
@@ -453,17 +565,18 @@ mod tests {
     #[tokio::test]
     async fn a_module_is_waited_for_fetched_once_and_kept() {
         let folder = tempfile::tempdir().unwrap();
-        let master = Master::new(vec![Answer::Wait, Answer::Wait, WHOLE]);
+        let master = Master::new(vec![Answer::Wait, Answer::Wait, WHOLE, WHOLE]);
         let said = Mutex::new(Vec::new());
         let say = |h: Happening| said.lock().unwrap().push(h.reason);
-        let got = node(&master, folder.path()).get(&request(""), &say).await.unwrap();
+        let got = node(&master, folder.path()).get(&request(""), None, &say).await.unwrap();
         let ImageContent::Wasm { artifact, .. } = &got.content else { panic!("not wasm") };
         assert_eq!(fs::read(artifact).unwrap(), master.code);
         assert_eq!(*said.lock().unwrap(), ["Pulling", "Pulled"]);
         // Without the master, from disk, by another agent process.
-        let again = node(&master, folder.path()).get(&request("sha256:m"), &say).await.unwrap();
+        let again =
+            node(&master, folder.path()).get(&request("sha256:m"), None, &say).await.unwrap();
         assert_eq!(again, got);
-        assert_eq!(master.offsets.lock().unwrap().len(), 3);
+        assert_eq!(master.offsets.lock().unwrap().len(), 4);
     }
 
     #[tokio::test]
@@ -472,9 +585,9 @@ mod tests {
         let cut = Answer::Send { cut_after: Some(100_000), damage: false, signed: true };
         let master = Master::new(vec![cut, WHOLE]);
         let node = node(&master, folder.path());
-        let error = node.get(&request("sha256:m"), &|_| {}).await.unwrap_err();
+        let error = node.get(&request("sha256:m"), None, &|_| {}).await.unwrap_err();
         assert_eq!(error.reason, "ErrImagePull");
-        node.get(&request("sha256:m"), &|_| {}).await.unwrap();
+        node.get(&request("sha256:m"), None, &|_| {}).await.unwrap();
         assert_eq!(*master.offsets.lock().unwrap(), [0, 100_000]);
     }
 
@@ -491,10 +604,10 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let master = Master::new(vec![answer, WHOLE]);
             let node = node(&master, folder.path());
-            let error = node.get(&request("sha256:m"), &|_| {}).await.unwrap_err();
+            let error = node.get(&request("sha256:m"), None, &|_| {}).await.unwrap_err();
             assert_eq!(error.reason, reason);
             assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "{reason}");
-            node.get(&request("sha256:m"), &|_| {}).await.unwrap();
+            node.get(&request("sha256:m"), None, &|_| {}).await.unwrap();
         }
     }
 
@@ -503,11 +616,40 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let master = Master::new(vec![WHOLE, WHOLE]);
         let node = node(&master, folder.path());
-        let got = node.get(&request("sha256:m"), &|_| {}).await.unwrap();
+        let got = node.get(&request("sha256:m"), None, &|_| {}).await.unwrap();
         let ImageContent::Wasm { artifact, .. } = &got.content else { panic!("not wasm") };
         fs::write(artifact, "short").unwrap();
-        node.get(&request("sha256:m"), &|_| {}).await.unwrap();
+        node.get(&request("sha256:m"), None, &|_| {}).await.unwrap();
         assert_eq!(fs::read(artifact).unwrap(), master.code);
+    }
+
+    #[tokio::test]
+    async fn code_that_is_here_waits_for_the_masters_word_where_keys_count() {
+        let folder = tempfile::tempdir().unwrap();
+        let refused = || Answer::Failed;
+        let master = Master::new(vec![WHOLE, refused(), WHOLE, refused()]);
+        let node = node(&master, folder.path());
+        let prefix = "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE";
+        let point = "A".repeat(86);
+        let pem = format!("-----BEGIN PUBLIC KEY-----{prefix}{point}==-----END PUBLIC KEY-----");
+        let keys = TrustedKeys::from_pem(&pem).unwrap();
+        // For a namespace without keys.
+        node.get(&request("sha256:m"), None, &|_| {}).await.unwrap();
+        // With keys the master is asked, and may refuse; its word is kept.
+        let request = request("sha256:m");
+        let error = node.get(&request, Some(&keys), &|_| {}).await.unwrap_err();
+        assert_eq!(error.reason, "InvalidModule");
+        node.get(&request, Some(&keys), &|_| {}).await.unwrap();
+        node.get(&request, Some(&keys), &|_| {}).await.unwrap();
+        assert_eq!(master.offsets.lock().unwrap().len(), 3);
+        // Nobody needs it: it goes with all that is known of it.
+        assert!(node.unused(&Needed::default(), Duration::from_secs(60)).is_empty());
+        let needed = Needed { modules: BTreeSet::from(["sha256:m".into()]), ..Needed::default() };
+        assert!(node.unused(&needed, Duration::ZERO).is_empty());
+        let unused = node.unused(&Needed::default(), Duration::ZERO);
+        assert_eq!(unused.len(), 1);
+        node.remove(&unused[0].1).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
     #[tokio::test]
@@ -515,7 +657,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let master = Master::new(vec![WHOLE]);
         let request = ImageRequest { policy: PullPolicyV1::Never, ..request("sha256:m") };
-        let error = node(&master, folder.path()).get(&request, &|_| {}).await.unwrap_err();
+        let error = node(&master, folder.path()).get(&request, None, &|_| {}).await.unwrap_err();
         assert_eq!(error.reason, "ErrImageNeverPull");
     }
 }

@@ -14,7 +14,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use runtime::{ContainerSpec, Resources, Runtime, RuntimeError, Security, Stdio, User, Workload};
 use tokio::sync::Semaphore;
 use wire::Uid;
-use wire::pod::{ContainerV1, PodV1, ProtocolV1, ResourcesV1, SeccompV1};
+use wire::pod::{ContainerV1, PodV1, ProtocolV1, ResourcesV1, SeccompV1, SourceV1};
 use wire::status::PhaseV1;
 
 use crate::config::{Folders, PodDirs};
@@ -233,8 +233,18 @@ impl Hooks {
             let result = Err(("ErrImagePull".to_owned(), "the container is gone".to_owned()));
             return Outcome::Pulled { container: name, result }.into();
         };
+        let pod = &desired.pod;
+        let secret = |name: &String| desired.keys.get(&SourceV1::Secret(name.clone()));
+        let secrets = pod.pull_secrets.iter().filter_map(secret);
         let request = ImageRequest {
-            pod: desired.pod.uid,
+            pod: pod.uid,
+            namespace: pod.namespace.clone(),
+            keyring: crate::prepull::keyring(secrets.map(|keys| &*keys.data)),
+            secrets: pod
+                .pull_secrets
+                .iter()
+                .map(|name| format!("{}/{name}", pod.namespace))
+                .collect(),
             container: name.clone(),
             reference: container.image.clone(),
             digest: container.digest.clone(),

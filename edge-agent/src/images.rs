@@ -18,6 +18,8 @@ use crate::pods::Happening;
 pub struct ImageRequest {
     /// The pod that asks.
     pub pod: Uid,
+    /// Its namespace.
+    pub namespace: String,
     /// The container that asks.
     pub container: String,
     /// The image as the manifest names it.
@@ -28,6 +30,10 @@ pub struct ImageRequest {
     pub runtime: RuntimeV1,
     /// When it is fetched.
     pub policy: PullPolicyV1,
+    /// What the pod shows to registries.
+    pub keyring: image::Keyring,
+    /// The Secrets it comes from, as `namespace/name`.
+    pub secrets: Vec<String>,
 }
 
 /// An image on disk.
@@ -103,6 +109,18 @@ pub trait Images: Send + Sync + 'static {
 #[must_use]
 pub fn pulling(request: &ImageRequest) -> Happening {
     happening(request, "Pulling", format!("Pulling image \"{}\"", request.reference))
+}
+
+/// How far a long pull is.
+#[must_use]
+pub fn pulling_on(request: &ImageRequest, done: u64, total: u64) -> Happening {
+    let percent = done.saturating_mul(100) / total.max(1);
+    let message = format!(
+        "Pulling image \"{}\": {percent}% of {:.1} MiB",
+        request.reference,
+        total as f64 / f64::from(1 << 20)
+    );
+    happening(request, "Pulling", message)
 }
 
 /// `Pulled` after a pull of this many bytes.

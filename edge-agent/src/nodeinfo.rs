@@ -44,6 +44,7 @@ pub fn read(folders: &Folders, labels: Vec<(String, String)>) -> io::Result<Node
         wasm: wasm::engine::local(),
         board: String::new(),
         findings: findings(folders, None),
+        images: Vec::new(),
         labels,
         static_pods: Vec::new(),
         ext: Vec::new(),

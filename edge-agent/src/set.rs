@@ -66,7 +66,10 @@ pub fn pods(set: &SnapshotV1) -> BTreeMap<Uid, Desired> {
         .iter()
         .filter_map(|item| {
             let BodyV1::Pod(pod) = &item.body else { return None };
+            let pull = pod.pull_secrets.iter().map(|name| SourceV1::Secret(name.clone()));
+            let pull: Vec<SourceV1> = pull.collect();
             let keys: KeySet = Desired::sources(pod)
+                .chain(&pull)
                 .filter_map(|source| {
                     let keys = objects.get(&(pod.namespace.as_str(), source))?;
                     Some((source.clone(), keys.clone()))

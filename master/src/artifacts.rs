@@ -19,35 +19,34 @@
 //! All of it can be made again, so nothing here is synced or backed up, and what
 //! is damaged is made anew.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
+use tokio::io::AsyncSeekExt;
 use tokio::sync::Semaphore;
 use tracing::{info, warn};
 use wasm::compile::Compiled;
 use wasm::compile::child::Compiler;
-use wire::artifact::{ArtifactV1, BlobRequestV1, BlobResponseV1};
+use wire::artifact::{ArtifactRequestV1, ArtifactV1, BlobResponseV1};
 use wire::node::WasmTargetV1;
+use wire::set::ImageRuleV1;
 
+use crate::blobs::{Granted, respond};
+use crate::images::Access;
 use crate::pki::{Pki, sha256};
 
 /// What a node waits before it asks again.
 const WAIT_MS: u32 = 500;
 /// How long a result is answered from memory before it is looked up again.
 const RESULT_LIFE: Duration = Duration::from_secs(10);
-/// How long one request may take to arrive.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// Most bytes of a request.
-const REQUEST_BYTES_MAX: usize = 4096;
 /// Most modules in memory, of up to 64 MiB each: one is compiled, others are fetched.
 const MODULES_MAX: usize = 3;
-/// Most bytes of compiled code on disk.
-const CACHE_BYTES_MAX: u64 = 2 << 30;
+/// Most modules that are known to be what a namespace asks for.
+const CHECKED_MAX: usize = 4096;
 
 /// A reason in one word and a sentence for people.
 pub(crate) type Failure = (String, String);
@@ -63,12 +62,17 @@ struct Name {
 /// Fetches modules from registries.
 pub(crate) trait Modules: Send + Sync + 'static {
     /// The bytes of the module of `image` whose digest is `digest`, or the one
-    /// the registry names now where it is empty; with its digest.
+    /// the registry names now where it is empty; with its digest. It is what the
+    /// namespace asks for.
     fn fetch(
         &self,
         image: &str,
         digest: &str,
+        access: &Access,
     ) -> apiserver::BoxFuture<'_, Result<(String, Vec<u8>), Failure>>;
+
+    /// What a namespace asks of its images.
+    fn rule(&self, namespace: &str) -> Option<ImageRuleV1>;
 }
 
 /// Compiles modules.
@@ -98,12 +102,17 @@ pub(crate) struct Artifacts {
     modules: Arc<dyn Modules>,
     compiler: Arc<dyn Compile>,
     bytes_max: u64,
-    jobs: Mutex<HashMap<(String, Name), Job>>,
+    jobs: Mutex<HashMap<Key, Job>>,
+    /// Modules that were found to be what a namespace with that rule asks for.
+    checked: Mutex<HashSet<(String, String, ImageRuleV1)>>,
     /// Modules in memory.
     room: Semaphore,
     /// One compilation at a time: each takes all cores and hundreds of MB.
     turn: Semaphore,
 }
+
+/// An image that is asked for, what it is to become, and for whom.
+type Key = (String, Name, Access);
 
 #[derive(Clone)]
 enum Job {
@@ -115,15 +124,6 @@ enum Job {
 
 impl Artifacts {
     pub(crate) fn open(
-        dir: PathBuf,
-        pki: Arc<Pki>,
-        modules: Arc<dyn Modules>,
-        compiler: Arc<dyn Compile>,
-    ) -> io::Result<Arc<Self>> {
-        Self::with_bound(dir, pki, modules, compiler, CACHE_BYTES_MAX)
-    }
-
-    fn with_bound(
         dir: PathBuf,
         pki: Arc<Pki>,
         modules: Arc<dyn Modules>,
@@ -144,47 +144,42 @@ impl Artifacts {
             compiler,
             bytes_max,
             jobs: Mutex::default(),
+            checked: Mutex::default(),
             room: Semaphore::new(MODULES_MAX),
             turn: Semaphore::new(1),
         }))
     }
 
-    /// Serves one connection of `node`. `find` tells the image and the module's
-    /// digest (empty where unknown) of a container of one of its pods.
+    /// Answers one request of a node; `granted` is what its pods want of it.
     pub(crate) async fn serve<S>(
         self: &Arc<Self>,
-        mut stream: S,
-        find: impl AsyncFnOnce(&BlobRequestV1) -> Option<(String, String)>,
+        stream: &mut S,
+        request: &ArtifactRequestV1,
+        granted: Option<Granted>,
     ) -> io::Result<()>
     where
-        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+        S: tokio::io::AsyncWrite + Unpin,
     {
-        let request = tokio::time::timeout(REQUEST_TIMEOUT, read_request(&mut stream))
-            .await
-            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-        let response = match find(&request).await {
+        let response = match granted {
             None => BlobResponseV1::Failed(
                 "Forbidden".to_owned(),
                 "no WASM container of that name in that pod on this node".to_owned(),
             ),
-            Some((image, digest)) => {
-                let response = self.get(&image, &digest, &request.target);
+            Some(granted) => {
+                let response = self.get(&granted, &request.target);
                 match &response {
                     // Looked at where a download begins; one that goes on is checked by the
                     // node, which then begins anew.
                     BlobResponseV1::Ready(artifact)
                         if request.offset == 0 && !self.is_whole(artifact).await =>
                     {
-                        self.get(&image, &digest, &request.target)
+                        self.get(&granted, &request.target)
                     }
                     _ => response,
                 }
             }
         };
-        let bytes = postcard::to_stdvec(&response).expect("a response is plain data");
-        let len = u16::try_from(bytes.len()).map_err(io::Error::other)?;
-        stream.write_all(&len.to_le_bytes()).await?;
-        stream.write_all(&bytes).await?;
+        respond(stream, &response).await?;
         if let BlobResponseV1::Ready(artifact) = response {
             let name = Name { module: artifact.module, target: artifact.target };
             let file = fs::File::open(self.path(&name, "cwasm"))?;
@@ -192,13 +187,14 @@ impl Artifacts {
             let _ = file.set_modified(SystemTime::now());
             let mut file = tokio::fs::File::from_std(file);
             file.seek(io::SeekFrom::Start(request.offset)).await?;
-            tokio::io::copy(&mut file, &mut stream).await?;
+            tokio::io::copy(&mut file, stream).await?;
         }
-        stream.shutdown().await
+        Ok(())
     }
 
     /// The code, if it is there; else it is being made.
-    fn get(self: &Arc<Self>, image: &str, digest: &str, target: &WasmTargetV1) -> BlobResponseV1 {
+    fn get(self: &Arc<Self>, granted: &Granted, target: &WasmTargetV1) -> BlobResponseV1 {
+        let Granted { image, digest, access } = granted;
         let here = target.engine == wasm::engine::ENGINE_VERSION
             && target.profile == wasm::engine::PROFILE
             && wasm::engine::TARGETS.contains(&target.target.as_str());
@@ -217,19 +213,23 @@ impl Artifacts {
             );
         }
         let name = Name { module: digest.to_owned(), target: target.clone() };
+        let rule = self.modules.rule(&access.namespace);
         if !digest.is_empty()
+            && self.is_checked(image, digest, rule.as_ref())
             && let Some(artifact) = self.on_disk(&name)
         {
             return BlobResponseV1::Ready(artifact);
         }
-        let key = (image.to_owned(), name);
+        let key = (image.to_owned(), name, access.clone());
         let mut jobs = self.jobs.lock().expect("no panic while it is held");
         match jobs.get(&key) {
             Some(Job::Runs) => return BlobResponseV1::Wait(WAIT_MS),
             Some(Job::Failed((reason, message), at)) if at.elapsed() < RESULT_LIFE => {
                 return BlobResponseV1::Failed(reason.clone(), message.clone());
             }
-            Some(Job::Made(module, at)) if at.elapsed() < RESULT_LIFE => {
+            Some(Job::Made(module, at))
+                if at.elapsed() < RESULT_LIFE && self.is_checked(image, module, rule.as_ref()) =>
+            {
                 let name = Name { module: module.clone(), target: target.clone() };
                 if let Some(artifact) = self.on_disk(&name) {
                     return BlobResponseV1::Ready(artifact);
@@ -248,9 +248,25 @@ impl Artifacts {
         BlobResponseV1::Wait(WAIT_MS)
     }
 
-    async fn make(self: Arc<Self>, key: (String, Name)) {
-        let (image, name) = &key;
-        let result = self.try_make(image, name).await;
+    /// Whether a module is known to be what a namespace asks for.
+    fn is_checked(&self, image: &str, module: &str, rule: Option<&ImageRuleV1>) -> bool {
+        let Some(rule) = rule else { return true };
+        let checked = self.checked.lock().expect("no panic while it is held");
+        checked.contains(&(image.to_owned(), module.to_owned(), rule.clone()))
+    }
+
+    async fn make(self: Arc<Self>, key: Key) {
+        let (image, name, access) = &key;
+        // Read before the check: one that changes meanwhile is checked again.
+        let rule = self.modules.rule(&access.namespace);
+        let result = self.try_make(image, name, access).await;
+        if let (Ok(module), Some(rule)) = (&result, rule) {
+            let mut checked = self.checked.lock().expect("no panic while it is held");
+            if checked.len() >= CHECKED_MAX {
+                checked.clear();
+            }
+            checked.insert((image.clone(), module.clone(), rule));
+        }
         let mut jobs = self.jobs.lock().expect("no panic while it is held");
         match result {
             Ok(module) => {
@@ -264,9 +280,9 @@ impl Artifacts {
     }
 
     /// Returns the digest of the module.
-    async fn try_make(&self, image: &str, name: &Name) -> Result<String, Failure> {
+    async fn try_make(&self, image: &str, name: &Name, access: &Access) -> Result<String, Failure> {
         let _room = self.room.acquire().await.expect("the semaphore is never closed");
-        let (module, bytes) = self.modules.fetch(image, &name.module).await?;
+        let (module, bytes) = self.modules.fetch(image, &name.module, access).await?;
         let name = Name { module, target: name.target.clone() };
         let _turn = self.turn.acquire().await.expect("the semaphore is never closed");
         if self.on_disk(&name).is_some() {
@@ -388,18 +404,6 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     new.push(".new");
     fs::write(&new, bytes)?;
     fs::rename(new, path)
-}
-
-async fn read_request<S: tokio::io::AsyncRead + Unpin>(
-    stream: &mut S,
-) -> io::Result<BlobRequestV1> {
-    let len = usize::from(stream.read_u16_le().await?);
-    if REQUEST_BYTES_MAX < len {
-        return Err(io::Error::other(format!("a request of {len} bytes")));
-    }
-    let mut bytes = vec![0; len];
-    stream.read_exact(&mut bytes).await?;
-    postcard::from_bytes(&bytes).map_err(io::Error::other)
 }
 
 #[cfg(test)]

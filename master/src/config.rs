@@ -52,6 +52,24 @@ pub(crate) struct Config {
     #[arg(long, value_name = "FILE")]
     pub(crate) registry_ca: Option<PathBuf>,
 
+    /// How registries are reached: mirrors, certificates, credentials (TOML, see
+    /// the documentation).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) registries: Option<PathBuf>,
+
+    /// Most bytes of images in the master's own registry.
+    #[arg(long, value_name = "BYTES", default_value = "10Gi", value_parser = bytes)]
+    pub(crate) registry_quota: u64,
+
+    /// Most bytes of other registries' images that are kept for nodes which cannot
+    /// reach those.
+    #[arg(long, value_name = "BYTES", default_value = "2Gi", value_parser = bytes)]
+    pub(crate) image_cache: u64,
+
+    /// Most bytes of compiled modules that are kept.
+    #[arg(long, value_name = "BYTES", default_value = "1Gi", value_parser = bytes)]
+    pub(crate) artifact_cache: u64,
+
     /// Least severe log lines on standard error: error, warn, info, debug or trace.
     #[arg(long, value_name = "LEVEL", default_value = "info", env = "PINNACE_LOG")]
     pub(crate) log: tracing::Level,
@@ -73,6 +91,14 @@ pub(crate) enum LinkProfile {
 pub(crate) struct Advertise {
     pub(crate) host: String,
     pub(crate) node_port: Option<u16>,
+}
+
+/// A number of bytes, as Kubernetes writes them: `500Mi`, `2Gi`, `1000000`.
+fn bytes(text: &str) -> Result<u64, String> {
+    let quantity: api::quantity::Quantity =
+        text.parse().map_err(|_| format!("{text:?} is not a number of bytes, such as 10Gi"))?;
+    let bytes = u64::try_from(quantity.units()).ok().filter(|bytes| *bytes > 0);
+    bytes.ok_or_else(|| format!("{text:?} is not a number of bytes above 0"))
 }
 
 impl std::str::FromStr for Advertise {

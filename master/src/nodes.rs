@@ -18,7 +18,7 @@ mod mirrors;
 mod object;
 mod reports;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,19 +35,21 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
-use wire::artifact::BlobRequestV1;
+use wire::artifact::ArtifactRequestV1;
 use wire::command::CommandV1;
 use wire::envelope::{self, Decoded, Message};
 use wire::node::{HelloV1, NodeInfoV1, StaticPodV1};
 use wire::pod::{RuntimeV1, SourceV1};
-use wire::set::{BodyV1, ItemV1, NodeConfigV1, SnapshotV1};
+use wire::set::{BodyV1, ImagePolicyV1, ImageRuleV1, ItemV1, NodeConfigV1, PrepullV1, SnapshotV1};
 use wire::status::ReportV1;
 use wire::{Epoch, Uid};
 
-use crate::artifacts::Artifacts;
+use crate::blobs::{Blobs, Granted, Wanted};
 use crate::clock;
 use crate::enrol::{Enrolment, resource};
+use crate::images::Access;
 use crate::node_events::NodeEvents;
+use crate::policy::{self, Prepull};
 use crate::streams::Streams;
 use index::{Index, source_of};
 pub(crate) use liveness::Liveness;
@@ -62,19 +64,19 @@ const REPORTS_WAITING_MAX: usize = 4;
 /// Messages from the store's watches that may wait.
 const CHANGES_WAITING_MAX: usize = 256;
 /// What sets are made from.
-const WATCHED: [&str; 4] = ["Node", "Pod", "ConfigMap", "Secret"];
+const WATCHED: [&str; 5] = ["Node", "Pod", "ConfigMap", "Secret", "Namespace"];
 /// Written to give the store a new revision.
 const NUDGE_KEY: &str = "/-/nudge";
+/// Most images that one node is to have.
+const PREPULL_MAX: usize = 256;
 /// Pause before a watch that broke is set up again.
 const WATCH_RETRY: Duration = Duration::from_secs(1);
 
-/// A question about a container of a node's pods.
-struct FindContainer {
+/// A question about what a node may fetch.
+struct Question {
     node: Arc<str>,
-    pod: Uid,
-    container: String,
-    /// The image and the digest of its module, for a WASM container.
-    answer: oneshot::Sender<Option<(String, String)>>,
+    wanted: Wanted,
+    answer: oneshot::Sender<Option<Granted>>,
 }
 
 /// How the task is set up.
@@ -86,7 +88,7 @@ pub(crate) struct Setup {
     pub(crate) restored: bool,
     pub(crate) gateway: Arc<Gateway>,
     pub(crate) enrolment: Arc<Enrolment>,
-    pub(crate) artifacts: Arc<Artifacts>,
+    pub(crate) blobs: Arc<Blobs>,
     pub(crate) streams: Arc<Streams>,
     pub(crate) liveness: Arc<Liveness>,
     pub(crate) artifact_key: [u8; 32],
@@ -104,6 +106,10 @@ pub(crate) struct Inputs {
 enum Changed {
     Pod(ObjectKey, Option<Box<Value>>),
     Keys(String, SourceV1),
+    /// A ConfigMap that names images to have, or none of these any more.
+    Prepull(ObjectKey, Option<Box<Prepull>>),
+    /// What a namespace asks of its images.
+    Namespace(String, Option<ImageRuleV1>),
     Node(String, Option<Box<Value>>),
     /// All objects of a resource have been told: those not named are gone.
     Listed(&'static str, BTreeSet<ObjectKey>),
@@ -134,6 +140,9 @@ struct NodeState {
     confirmed: bool,
     ready: bool,
     info: Option<NodeInfoV1>,
+    labels: Value,
+    /// Images the node is to have.
+    prepull: Vec<PrepullV1>,
     /// When the node's Lease was last renewed.
     leased: Option<Instant>,
     reports: VecDeque<ReportV1>,
@@ -151,6 +160,9 @@ struct Nodes {
     dispatcher: Dispatcher,
     index: Index,
     nodes: HashMap<String, NodeState>,
+    /// What namespaces ask of their images, where that is anything.
+    policies: HashMap<String, ImageRuleV1>,
+    prepulls: BTreeMap<ObjectKey, Prepull>,
     /// Resources that have not been told in full since the start. No set is made
     /// before: it would lack pods, and a node stops what its set lacks.
     unlisted: BTreeSet<&'static str>,
@@ -160,7 +172,7 @@ struct Nodes {
     /// The newest connection of each node.
     connections: HashMap<Arc<str>, u64>,
     done: mpsc::Sender<Done>,
-    questions: mpsc::Sender<FindContainer>,
+    questions: mpsc::Sender<Question>,
     started: Instant,
 }
 
@@ -179,6 +191,8 @@ pub(crate) async fn run(setup: Setup, mut inputs: Inputs, shutdown: Cancellation
         dispatcher: Dispatcher::new(setup.epoch),
         index: Index::default(),
         nodes: HashMap::new(),
+        policies: HashMap::new(),
+        prepulls: BTreeMap::new(),
         unlisted: BTreeSet::from(WATCHED),
         dirty: BTreeSet::new(),
         waiting: BTreeSet::new(),
@@ -241,6 +255,36 @@ impl Nodes {
             Changed::Listed(kind, named) => self.listed(kind, &named),
             Changed::Keys(namespace, source) => {
                 self.dirty.extend(self.index.users(&namespace, &source));
+                let SourceV1::Secret(secret) = source else { return };
+                let names = |wish: &PrepullV1| {
+                    wish.namespace == namespace && wish.pull_secrets.contains(&secret)
+                };
+                let users = self.nodes.iter().filter(|(_, node)| node.prepull.iter().any(names));
+                self.dirty.extend(users.map(|(name, _)| name.clone()));
+            }
+            Changed::Prepull(key, prepull) => {
+                let before = match prepull {
+                    Some(prepull) => self.prepulls.insert(key, *prepull),
+                    None => self.prepulls.remove(&key),
+                };
+                // Most ConfigMaps are none of these.
+                if before.is_some() || !self.prepulls.is_empty() {
+                    let names: Vec<String> = self.nodes.keys().cloned().collect();
+                    names.iter().for_each(|name| self.choose_prepull(name));
+                }
+            }
+            Changed::Namespace(name, rule) => {
+                let before = match rule.clone() {
+                    Some(rule) => self.policies.insert(name.clone(), rule),
+                    None => self.policies.remove(&name),
+                };
+                if before != rule {
+                    let concerned = self.nodes.iter().filter(|(node, state)| {
+                        self.index.pods_of(node).iter().any(|pod| pod.namespace == name)
+                            || state.prepull.iter().any(|wish| wish.namespace == name)
+                    });
+                    self.dirty.extend(concerned.map(|(node, _)| node.clone()));
+                }
             }
             Changed::Node(name, None) => {
                 self.nodes.remove(&name);
@@ -251,6 +295,19 @@ impl Nodes {
                 lease::remove(self.setup.api.clone(), name);
             }
             Changed::Node(name, Some(object)) => self.node_changed(&name, &object),
+        }
+    }
+
+    /// Chooses the images that a node is to have.
+    fn choose_prepull(&mut self, name: &str) {
+        let Some(state) = self.nodes.get_mut(name) else { return };
+        let node = serde_json::json!({"metadata": {"labels": state.labels}});
+        let wishes = self.prepulls.values().flat_map(|prepull| prepull.for_node(&node));
+        let chosen: BTreeSet<PrepullV1> = wishes.cloned().collect();
+        let chosen: Vec<PrepullV1> = chosen.into_iter().take(PREPULL_MAX).collect();
+        if state.prepull != chosen {
+            state.prepull = chosen;
+            self.dirty.insert(name.to_owned());
         }
     }
 
@@ -267,6 +324,15 @@ impl Nodes {
             for node in waiting.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
                 self.mirror(&node);
             }
+        } else if kind == "ConfigMap" {
+            let gone: Vec<ObjectKey> =
+                self.prepulls.keys().filter(|key| !named.contains(*key)).cloned().collect();
+            gone.into_iter().for_each(|key| self.changed(Changed::Prepull(key, None)));
+        } else if kind == "Namespace" {
+            let is_named = |name: &String| named.contains(&ObjectKey::new("", name));
+            let gone: Vec<String> =
+                self.policies.keys().filter(|name| !is_named(name)).cloned().collect();
+            gone.into_iter().for_each(|name| self.changed(Changed::Namespace(name, None)));
         } else if kind == "Node" {
             let is_named = |name: &String| named.contains(&ObjectKey::new("", name));
             let gone: Vec<String> =
@@ -293,6 +359,11 @@ impl Nodes {
         if old != (&new.0, &new.1, new.2, new.3) {
             (state.uid, state.pod_cidr, state.profile, state.confirmed) = new;
             self.dirty.insert(name.to_owned());
+        }
+        let labels = &object["metadata"]["labels"];
+        if state.labels != *labels {
+            state.labels = labels.clone();
+            self.choose_prepull(name);
         }
     }
 
@@ -339,7 +410,17 @@ impl Nodes {
         let state = self.nodes.get(name).filter(|state| !state.pod_cidr.is_empty())?;
         // Before the reads: what changes meanwhile comes as a change of its own.
         let revision = self.setup.api.store().revision();
+        let pods = self.index.pods_of(name);
+        let namespaces = pods.iter().map(|pod| &pod.namespace);
+        let namespaces: BTreeSet<&String> =
+            namespaces.chain(state.prepull.iter().map(|wish| &wish.namespace)).collect();
+        let policy = |namespace: &String| {
+            let rule = self.policies.get(namespace)?.clone();
+            Some(ImagePolicyV1 { namespace: namespace.clone(), rule })
+        };
         let config = NodeConfigV1 {
+            image_policies: namespaces.into_iter().filter_map(policy).collect(),
+            prepull: state.prepull.clone(),
             pod_cidr: state.pod_cidr.clone(),
             heartbeat_s: state.profile.unwrap_or(self.setup.profile).heartbeat_s(),
             artifact_key: self.setup.artifact_key,
@@ -354,8 +435,12 @@ impl Nodes {
             Err(err) => warn!(node = name, %err, "item left out of a set"),
         };
         add(lower::node_config(&state.uid, config));
-        let mut sources = BTreeSet::new();
-        for key in self.index.pods_of(name) {
+        let mut sources: BTreeSet<(String, SourceV1)> = BTreeSet::new();
+        for wish in &state.prepull {
+            let secrets = wish.pull_secrets.iter().cloned().map(SourceV1::Secret);
+            sources.extend(secrets.map(|secret| (wish.namespace.clone(), secret)));
+        }
+        for key in pods {
             let Some(object) = self.read("Pod", &key) else { continue };
             if object["spec"]["nodeName"] != name {
                 continue;
@@ -449,22 +534,17 @@ impl Nodes {
                 });
             }
             StreamKind::Blob => {
-                let artifacts = Arc::clone(&self.setup.artifacts);
+                let blobs = Arc::clone(&self.setup.blobs);
                 let questions = self.questions.clone();
                 tokio::spawn(async move {
-                    let find = async |request: &BlobRequestV1| {
+                    let asks = Arc::clone(&node);
+                    let find = async move |wanted: Wanted| {
                         let (answer, answered) = oneshot::channel();
-                        let question = FindContainer {
-                            node: Arc::clone(&node),
-                            pod: request.pod,
-                            container: request.container.clone(),
-                            answer,
-                        };
-                        questions.send(question).await.ok()?;
+                        questions.send(Question { node: asks, wanted, answer }).await.ok()?;
                         answered.await.ok()?
                     };
-                    if let Err(err) = artifacts.serve(stream, find).await {
-                        debug!(node = &*node, %err, "artifact not served");
+                    if let Err(err) = blobs.serve(stream, find).await {
+                        debug!(node = &*node, %err, "blob not served");
                     }
                 });
             }
@@ -645,22 +725,70 @@ impl Nodes {
         self.store_next(&node);
     }
 
-    fn answer(&self, question: FindContainer) {
-        let found = self
-            .index
-            .find(&question.node, &question.pod)
-            .and_then(|key| self.read("Pod", key))
-            .and_then(|object| lower::pod(&object).ok())
-            .and_then(|lowered| match lowered.item.body {
-                BodyV1::Pod(pod) => pod
-                    .containers
-                    .into_iter()
-                    .find(|container| container.name == question.container),
-                _ => None,
-            })
-            .filter(|container| container.runtime == RuntimeV1::Wasm)
-            .map(|container| (container.image, container.digest));
+    fn answer(&self, question: Question) {
+        let found = match &question.wanted {
+            Wanted::Module(request) if request.pod == Uid::default() => {
+                self.wish(&question.node, |wish| wish.image == request.container)
+            }
+            Wanted::Module(request) => self.module(&question.node, request),
+            Wanted::Repository(registry, repository) => {
+                self.repository(&question.node, registry, repository)
+            }
+        };
         let _ = question.answer.send(found);
+    }
+
+    /// An image that the node is to have.
+    fn wish(&self, node: &str, is_it: impl Fn(&PrepullV1) -> bool) -> Option<Granted> {
+        let wish = self.nodes.get(node)?.prepull.iter().find(|wish| is_it(wish))?;
+        let access =
+            Access { namespace: wish.namespace.clone(), pull_secrets: wish.pull_secrets.clone() };
+        Some(Granted { image: wish.image.clone(), digest: String::new(), access })
+    }
+
+    /// The module of a container of one of the node's pods.
+    fn module(&self, node: &str, request: &ArtifactRequestV1) -> Option<Granted> {
+        let key = self.index.find(node, &request.pod)?;
+        let lowered = lower::pod(&self.read("Pod", key)?).ok()?;
+        let BodyV1::Pod(pod) = lowered.item.body else { return None };
+        let container = pod
+            .init_containers
+            .iter()
+            .chain(&pod.containers)
+            .chain(&pod.ephemeral_containers)
+            .find(|container| container.name == request.container)
+            .filter(|container| container.runtime == RuntimeV1::Wasm)?;
+        let (image, digest) = (container.image.clone(), container.digest.clone());
+        let access = Access { namespace: pod.namespace, pull_secrets: pod.pull_secrets };
+        Some(Granted { image, digest, access })
+    }
+
+    /// Whom a node may fetch from a repository for: a pod of its own, or a wish.
+    fn repository(&self, node: &str, registry: &str, repository: &str) -> Option<Granted> {
+        let is_it = |image: &str| {
+            image
+                .parse::<image::Reference>()
+                .is_ok_and(|image| image.registry == registry && image.repository == repository)
+        };
+        let of_pod = |key: ObjectKey| {
+            let read: api::view::PodView = api::view::read(&self.read("Pod", &key)?).ok()?;
+            let spec = read.spec;
+            let mut containers = spec
+                .init_containers
+                .iter()
+                .chain(&spec.containers)
+                .chain(&spec.ephemeral_containers);
+            let image = containers.find(|container| is_it(&container.image))?.image.clone();
+            let pull_secrets = spec.image_pull_secrets.iter().map(|one| one.name.clone()).collect();
+            let access = Access { namespace: key.namespace, pull_secrets };
+            Some(Granted { image, digest: String::new(), access })
+        };
+        let mut found: Vec<Granted> =
+            self.index.pods_of(node).into_iter().filter_map(of_pod).collect();
+        found.extend(self.wish(node, |wish| is_it(&wish.image)));
+        // One that has credentials, if any does.
+        found.sort_by_key(|granted| granted.access.pull_secrets.is_empty());
+        found.into_iter().next()
     }
 }
 
@@ -759,7 +887,24 @@ async fn follow(
         let change = match resource.kind {
             "Pod" => Changed::Pod(key, object),
             "Node" => Changed::Node(key.name, object),
-            kind => Changed::Keys(key.namespace, source_of(kind, &key.name)),
+            "Namespace" => {
+                let rule = object.as_deref().and_then(policy::rule);
+                Changed::Namespace(key.name, rule)
+            }
+            kind => {
+                if kind == "ConfigMap" {
+                    let prepull = object.as_deref().map_or(Ok(None), Prepull::of);
+                    let prepull = prepull.unwrap_or_else(|why| {
+                        warn!(config_map = %key, why, "images to have are not taken over");
+                        None
+                    });
+                    let change = Changed::Prepull(key.clone(), prepull.map(Box::new));
+                    if changes.send(change).await.is_err() {
+                        return;
+                    }
+                }
+                Changed::Keys(key.namespace, source_of(kind, &key.name))
+            }
         };
         if changes.send(change).await.is_err() {
             return;

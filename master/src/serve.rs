@@ -26,15 +26,17 @@ use wasm::compile::child::Compiler;
 
 use crate::artifacts::Artifacts;
 use crate::backup::Backups;
+use crate::blobs::Blobs;
 use crate::cluster::Component;
 use crate::config::{Config, LinkProfile};
 use crate::enrol::{Enrolment, resource};
+use crate::image_cache::ImageCache;
 use crate::images::Registries;
 use crate::node_events::NodeEvents;
 use crate::nodes::{self, Liveness};
 use crate::pki::{Pki, write_private};
 use crate::streams::Streams;
-use crate::{clock, kubeconfig};
+use crate::{clock, kubeconfig, registry};
 
 /// Commands that wait for the node task.
 const COMMANDS_WAITING_MAX: usize = 256;
@@ -111,7 +113,13 @@ pub(crate) async fn start(config: Config, shutdown: CancellationToken) -> anyhow
     }
 
     let tasks = TaskTracker::new();
-    let registries = Arc::new(Registries::new(&config)?);
+    let cannot = |what: &str| format!("{}: cannot open the folder of {what}", dir.display());
+    let quota = ::registry::Config { quota_bytes: config.registry_quota, ..Default::default() };
+    let files = ::registry::Files::open(&dir.join("registry"), quota);
+    let files = Arc::new(files.with_context(|| cannot("the registry"))?);
+    let passwords = registry::Passwords::open(&dir.join("pki"))?;
+    let own = Arc::new(registry::Own(Arc::clone(&files)));
+    let registries = Arc::new(Registries::new(&config, api.clone(), own)?);
     // This program anew, also after its file was replaced.
     let compiler = Compiler::new("/proc/self/exe".into(), vec![crate::COMPILE.into()]);
     let artifacts = Artifacts::open(
@@ -119,8 +127,12 @@ pub(crate) async fn start(config: Config, shutdown: CancellationToken) -> anyhow
         Arc::clone(&pki),
         registries.clone(),
         Arc::new(compiler),
+        config.artifact_cache,
     )
-    .with_context(|| format!("{}: cannot make the folder of artifacts", dir.display()))?;
+    .with_context(|| cannot("artifacts"))?;
+    let cache = ImageCache::open(dir.join("image-cache"), config.image_cache)
+        .with_context(|| cannot("cached images"))?;
+    let blobs = Arc::new(Blobs { artifacts, registries: registries.clone(), cache });
     let (commands, commanded) = mpsc::channel(COMMANDS_WAITING_MAX);
     let streams = Streams::new(commands);
     api.set_log_source(Arc::clone(&streams) as Arc<dyn apiserver::LogSource>);
@@ -133,7 +145,7 @@ pub(crate) async fn start(config: Config, shutdown: CancellationToken) -> anyhow
         restored: dir.join(RESTORED_FILE).exists(),
         gateway: Arc::clone(&gateway),
         enrolment: Arc::new(Enrolment::new(api.clone(), Arc::clone(&pki))),
-        artifacts,
+        blobs,
         streams,
         liveness,
         artifact_key: pki.artifact_public_key(),
@@ -145,7 +157,10 @@ pub(crate) async fn start(config: Config, shutdown: CancellationToken) -> anyhow
 
     let api_tls = api_tls(&pki)?;
     let backups = Backups::new(lmdb, dir.join("pki"));
-    let options = ServerOptions { downloads: vec![backups], ..ServerOptions::default() };
+    let mounts: Vec<Arc<dyn apiserver::Mount>> =
+        vec![registry::V2::new(&files, passwords.clone()), registry::Tokens::new(passwords)];
+    let options = ServerOptions { downloads: vec![backups], mounts, ..ServerOptions::default() };
+    tasks.spawn(registry::tidy(files, api.clone(), shutdown.clone()));
     let http = Server::new(api, options, shutdown);
     tasks.spawn(async move { http.serve(listener, api_tls).await });
     let ready_line = format!("ready api={server} nodes=mqtts://{node_endpoint}");

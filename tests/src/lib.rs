@@ -20,6 +20,8 @@ mod harness;
 #[cfg(test)]
 mod identity;
 #[cfg(test)]
+mod images;
+#[cfg(test)]
 mod interfaces;
 #[cfg(test)]
 mod kill_loop;

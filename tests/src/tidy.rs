@@ -48,7 +48,9 @@ fn crates_depend_downwards_only() {
         agent -> wire
         apiserver -> api
         apiserver -> store
+        bench -> image
         cli -> api
+        cli -> image
         cli -> store
         cli -> wire
         controllers -> api
@@ -64,10 +66,12 @@ fn crates_depend_downwards_only() {
         master -> gateway
         master -> image
         master -> lower
+        master -> registry
         master -> store
         master -> wasm
         master -> wire
         oci -> runtime
+        registry -> image
         scheduler -> api
         wasm -> runtime
         wasm -> wire

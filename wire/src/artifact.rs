@@ -1,27 +1,51 @@
-//! How a node fetches compiled WASM code from the master, on connections of
-//! its own (ALPN `pinnace-blob/1`) that never block the control link.
+//! How a node fetches compiled WASM code, and parts of OCI images, from the
+//! master, on connections of its own (ALPN `pinnace-blob/1`) that never block the
+//! control link.
 //!
 //! ```text
 //! agent → master   u16 length (LE), postcard of BlobRequestV1
 //! master → agent   u16 length (LE), postcard of BlobResponseV1
-//! master → agent   the bytes from `offset` on, if Ready
+//! master → agent   the bytes from `offset` on, if Ready or Bytes
 //! ```
 //!
 //! One request a connection. The master compiles on the first request for a
 //! (module, target) and says [`BlobResponseV1::Wait`] while it does; the agent
-//! asks again.
+//! asks again. Of images it gives what is in its own registry, and what it
+//! fetches from others for a node that cannot reach them.
 
 use serde::{Deserialize, Serialize};
 
 use crate::Uid;
 use crate::node::WasmTargetV1;
 
+/// What a node asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BlobRequestV1 {
+    /// The compiled code of one container's module.
+    Artifact(ArtifactRequestV1),
+    /// A part of an image that a pod of this node names, or that it is to have.
+    Image(ImageRequestV1),
+}
+
+/// A part of an image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRequestV1 {
+    /// The image in full, with the digest or the tag of what is asked for.
+    pub image: String,
+    /// `sha256:…` of a blob of its repository; empty for the index or manifest that
+    /// `image` names.
+    pub blob: String,
+    /// First byte wanted, to go on after a cut.
+    pub offset: u64,
+}
+
 /// Asks for the compiled code of one container's module.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BlobRequestV1 {
-    /// A pod of this node; the master serves only what its pods name.
+pub struct ArtifactRequestV1 {
+    /// A pod of this node; the master serves only what its pods name. All zero for
+    /// an image that the node is to have before any pod names it.
     pub pod: Uid,
-    /// The container whose image is asked for.
+    /// The container whose image is asked for; without a pod, the image.
     pub container: String,
     /// What the node can map.
     pub target: WasmTargetV1,
@@ -32,8 +56,10 @@ pub struct BlobRequestV1 {
 /// The answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BlobResponseV1 {
-    /// The bytes follow.
+    /// The compiled code follows.
     Ready(ArtifactV1),
+    /// The part of the image follows, up to the connection's end.
+    Bytes,
     /// It is being resolved or compiled: ask again after this many milliseconds.
     Wait(u32),
     /// It cannot be had: a reason (`ErrImagePull`, `InvalidModule`, `Forbidden`, …) and a

@@ -76,6 +76,8 @@ pub struct NodeInfoV1 {
     pub board: String,
     /// What is missing or wrong on the board, as (condition, message).
     pub findings: Vec<(String, String)>,
+    /// Images on the disk, the largest first, at most [`IMAGES_MAX`].
+    pub images: Vec<NodeImageV1>,
     /// Labels that the token gave.
     pub labels: Vec<(String, String)>,
     /// Pods that the node runs of its own accord, all of them: the master shows
@@ -87,6 +89,8 @@ pub struct NodeInfoV1 {
 
 /// Most bytes of all manifests of a node's static pods: they travel in one hello.
 pub const STATIC_BYTES_MAX: usize = 32 << 10;
+/// Most images that a node tells of, as the kubelet.
+pub const IMAGES_MAX: usize = 50;
 
 /// A pod from a folder of the node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,6 +99,15 @@ pub struct StaticPodV1 {
     pub uid: Uid,
     /// The Pod, with every default applied, as JSON.
     pub manifest: String,
+}
+
+/// An image on a node's disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeImageV1 {
+    /// Names by which it is known, such as `host/name:tag` and `host/name@sha256:…`.
+    pub names: Vec<String>,
+    /// What it takes, in bytes.
+    pub size_bytes: u64,
 }
 
 /// Which compiled WASM code a node can map.

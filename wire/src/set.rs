@@ -41,8 +41,44 @@ pub struct NodeConfigV1 {
     /// Keep pods that run and are not in the set: the store was restored from a
     /// backup that may be older than they are, and nobody has confirmed yet.
     pub hold_unknown: bool,
+    /// What must hold for an image before it runs, of each namespace that has pods
+    /// on the node and asks for more than nothing; sorted by namespace.
+    pub image_policies: Vec<ImagePolicyV1>,
+    /// Images that the node is to have before any pod names them.
+    pub prepull: Vec<PrepullV1>,
     /// Room for later fields.
     pub ext: Ext,
+}
+
+/// What must hold for the images of a namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImagePolicyV1 {
+    /// The namespace.
+    pub namespace: String,
+    /// What must hold.
+    pub rule: ImageRuleV1,
+}
+
+/// What must hold for an image.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum ImageRuleV1 {
+    /// Its manifest names it by its digest.
+    Digest,
+    /// One of these keys (PEM, ECDSA on P-256) has signed it.
+    Signature(String),
+    /// Nothing may run: what the namespace says makes no sense, for this reason.
+    Invalid(String),
+}
+
+/// An image that a node is to have.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PrepullV1 {
+    /// Where its pull secrets are, and whose policy holds.
+    pub namespace: String,
+    /// The image.
+    pub image: String,
+    /// Names of Secrets with credentials, in order; they are items of the set.
+    pub pull_secrets: Vec<String>,
 }
 
 /// The whole set of a node.

@@ -13,7 +13,8 @@ use pinnace_wire::envelope::{
     decode_assembled, encode,
 };
 use pinnace_wire::node::{
-    AppliedV1, GoneV1, HeartbeatV1, HelloV1, NodeInfoV1, PartAckV1, StaticPodV1, UpToDateV1,
+    AppliedV1, GoneV1, HeartbeatV1, HelloV1, NodeImageV1, NodeInfoV1, PartAckV1, StaticPodV1,
+    UpToDateV1,
     WasmTargetV1,
 };
 use pinnace_wire::pod::{
@@ -23,7 +24,10 @@ use pinnace_wire::pod::{
     RestartPolicyV1, RuntimeV1, SeccompV1, SecurityV1, SourceV1, StdioV1, TerminationMessageV1,
     VolumeSourceV1, VolumeV1,
 };
-use pinnace_wire::set::{BodyV1, DeltaV1, ItemV1, NodeConfigV1, PartV1, SnapshotV1};
+use pinnace_wire::set::{
+    BodyV1, DeltaV1, ImagePolicyV1, ImageRuleV1, ItemV1, NodeConfigV1, PartV1, PrepullV1,
+    SnapshotV1,
+};
 use pinnace_wire::status::{
     ContainerStatusV1, EventV1, PhaseV1, PodStatusV1, ReportAckV1, ReportV1, StateV1, TerminatedV1,
 };
@@ -249,6 +253,15 @@ fn samples() -> Vec<Message> {
         heartbeat_s: 60,
         artifact_key: [5; 32],
         hold_unknown: false,
+        image_policies: vec![ImagePolicyV1 {
+            namespace: "default".into(),
+            rule: ImageRuleV1::Signature("key".into()),
+        }],
+        prepull: vec![PrepullV1 {
+            namespace: "default".into(),
+            image: "registry/web:1".into(),
+            pull_secrets: vec!["registry".into()],
+        }],
         ext: vec![],
     };
     let keys = KeysV1 {
@@ -327,6 +340,7 @@ fn samples() -> Vec<Message> {
                 }),
                 board: "rpi3".into(),
                 findings: vec![("MemoryCgroup".into(), "off".into())],
+                images: vec![NodeImageV1 { names: vec!["registry/web:1".into()], size_bytes: 9 }],
                 labels: vec![("zone".into(), "a".into())],
                 static_pods: vec![StaticPodV1 { uid: [9; 16], manifest: "{}".into() }],
                 ext: vec![],

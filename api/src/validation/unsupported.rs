@@ -57,7 +57,6 @@ const POD_WARNED: &[Line] = &[
     ("affinity", When::Set, "use nodeSelector"),
     ("topologySpreadConstraints", When::Set, "pods are spread by free resources"),
     ("schedulingGates", When::Set, "they are never waited for"),
-    ("imagePullSecrets", When::Set, "images are pulled without credentials"),
     ("priorityClassName", When::Set, "no pod is preempted"),
     ("resourceClaims", When::Set, "devices are requested as resources"),
     ("resources", When::Set, "use the resources of each container"),

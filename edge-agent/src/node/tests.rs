@@ -19,6 +19,8 @@ fn item(uid: u8, generation: u64) -> ItemV1 {
         heartbeat_s: 10,
         artifact_key: [0; 32],
         hold_unknown: false,
+        image_policies: Vec::new(),
+        prepull: Vec::new(),
         ext: Vec::new(),
     };
     ItemV1 { uid: [uid; 16], generation, body: BodyV1::Node(config) }

@@ -14,6 +14,7 @@ mod authenticate;
 mod body;
 mod discovery;
 mod health;
+mod mounts;
 mod negotiate;
 mod openapi;
 mod path;
@@ -48,6 +49,7 @@ pub use authenticate::TokenAuthenticator;
 pub use health::HealthCheck;
 
 use crate::download::Download;
+use crate::mount::Mount;
 use crate::verbs::Api;
 use health::Metrics;
 
@@ -94,6 +96,7 @@ struct State {
     tokens: Option<Arc<dyn TokenAuthenticator>>,
     checks: Vec<Arc<dyn HealthCheck>>,
     downloads: Vec<Arc<dyn Download>>,
+    mounts: Vec<Arc<dyn Mount>>,
     requests: Semaphore,
     limits: Limits,
     metrics: Metrics,
@@ -117,6 +120,8 @@ pub struct ServerOptions {
     pub checks: Vec<Arc<dyn HealthCheck>>,
     /// Files beside the API.
     pub downloads: Vec<Arc<dyn Download>>,
+    /// What is below paths of its own.
+    pub mounts: Vec<Arc<dyn Mount>>,
     /// How much it takes on.
     pub limits: Limits,
 }
@@ -131,12 +136,22 @@ impl Server {
     /// A server of `api` that ends its answers once `shutdown` is cancelled.
     #[must_use]
     pub fn new(api: Api, options: ServerOptions, shutdown: CancellationToken) -> Self {
-        let ServerOptions { tokens, checks, downloads, limits } = options;
+        let ServerOptions { tokens, checks, downloads, mounts, limits } = options;
         let requests = Semaphore::new(limits.requests_max);
         let metrics = Metrics::default();
         let streams = TaskTracker::new();
-        let state =
-            State { api, tokens, checks, downloads, requests, limits, metrics, streams, shutdown };
+        let state = State {
+            api,
+            tokens,
+            checks,
+            downloads,
+            mounts,
+            requests,
+            limits,
+            metrics,
+            streams,
+            shutdown,
+        };
         Self { state: Arc::new(state) }
     }
 

@@ -20,6 +20,7 @@ mod http;
 mod identity;
 mod logs;
 mod managed;
+mod mount;
 mod object;
 mod options;
 pub mod patch;
@@ -33,6 +34,7 @@ pub use download::Download;
 pub use http::{HealthCheck, Limits, Server, ServerOptions, TokenAuthenticator};
 pub use identity::{AUTHENTICATED, Identity, MASTERS, NODE_USER_PREFIX, NODES, UNAUTHENTICATED};
 pub use logs::{BoxFuture, LogRequest, LogSource, LogStream};
+pub use mount::{Mount, MountBody};
 pub use options::{
     DeleteOptions, FieldValidation, ListOptions, PatchKind, Propagation, Selection, VersionMatch,
     WatchOptions, WriteOptions,

@@ -260,6 +260,8 @@ mod tests {
                 heartbeat_s: 60,
                 artifact_key: [0; 32],
                 hold_unknown: false,
+                image_policies: Vec::new(),
+                prepull: Vec::new(),
                 ext: Vec::new(),
             }),
         };

@@ -81,6 +81,13 @@ pub(super) fn status(node: &Value, info: &NodeInfoV1, now: Timestamp) -> Value {
     }
     addresses.push(json!({"type": "Hostname", "address": info.hostname}));
     status.insert("addresses".to_owned(), Value::Array(addresses));
+    let images: Vec<Value> = info
+        .images
+        .iter()
+        .take(wire::node::IMAGES_MAX)
+        .map(|image| json!({"names": image.names, "sizeBytes": image.size_bytes}))
+        .collect();
+    status.insert("images".to_owned(), Value::Array(images));
     status.insert("conditions".to_owned(), Value::Array(conditions(old, info, now)));
     Value::Object(status)
 }

@@ -13,15 +13,18 @@
 //!
 //! The same input gives the same digests: no times, no names of this machine.
 
+use std::collections::BTreeMap;
 use std::io::Write;
+use std::path::Path;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
 
+use crate::layout::{self, LayoutError, Told};
 use crate::manifest::{
     OCI_CONFIG, OCI_INDEX, OCI_LAYER_GZIP, OCI_MANIFEST, WASM_CONFIG, WASM_LAYER,
 };
-use crate::{Digest, ImageError, Platform, Reference, Registry, WasmKind};
+use crate::{Digest, ImageError, Platform, Reference, Registry, WasmKind, registry, signature};
 
 /// One file, folder or link of a layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +92,8 @@ pub struct OciImage {
     pub user: String,
     /// `WORKDIR`.
     pub working_dir: String,
+    /// `LABEL`s.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// An image as a registry takes it.
@@ -142,6 +147,9 @@ impl Built {
             },
             "rootfs": { "type": "layers", "diff_ids": diff_ids },
         });
+        if !image.labels.is_empty() {
+            config["config"]["Labels"] = json!(image.labels);
+        }
         if !platform.variant.is_empty() {
             config["variant"] = json!(platform.variant);
         }
@@ -163,6 +171,28 @@ impl Built {
         if !diff_ids.is_empty() {
             config["rootfs"] = json!({ "type": "layers", "diff_ids": diff_ids });
         }
+        let config = add(&mut blobs, OCI_CONFIG, config.to_string().into());
+        Self::manifest(blobs, &config, &layers, None)
+    }
+
+    /// The signatures of an image, as cosign pushes them: documents that were
+    /// signed, and the signature of each in base64. Push it under [`signature::tag`].
+    #[must_use]
+    pub fn signatures(signed: Vec<(Bytes, String)>) -> Self {
+        let mut blobs = Vec::new();
+        let layers: Vec<Value> = signed
+            .into_iter()
+            .map(|(payload, text)| {
+                let mut layer = add(&mut blobs, signature::PAYLOAD_MEDIA_TYPE, payload);
+                layer["annotations"] = json!({ signature::SIGNATURE_ANNOTATION: text });
+                layer
+            })
+            .collect();
+        let diff_ids: Vec<&Value> = layers.iter().map(|layer| &layer["digest"]).collect();
+        let config = json!({
+            "architecture": "", "os": "", "config": {},
+            "rootfs": { "type": "layers", "diff_ids": diff_ids },
+        });
         let config = add(&mut blobs, OCI_CONFIG, config.to_string().into());
         Self::manifest(blobs, &config, &layers, None)
     }
@@ -231,15 +261,53 @@ impl Built {
         self.top.digest()
     }
 
+    /// The machine it is for; `None` for an index and for what runs anywhere.
+    #[must_use]
+    pub fn platform(&self) -> Option<&Platform> {
+        self.platform.as_ref()
+    }
+
+    /// Writes it as an OCI layout: into a folder, or an archive where the name ends
+    /// in `.tar`.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn write_layout(&self, path: &Path, name: &str) -> Result<(), LayoutError> {
+        let mut blobs: BTreeMap<Digest, Bytes> = self.blobs.iter().cloned().collect();
+        for document in self.inner.iter().chain([&self.top]) {
+            blobs.insert(document.digest(), document.bytes.clone());
+        }
+        let files = layout::files((self.top.media_type, &self.top.bytes), &blobs, name);
+        if path.extension().is_some_and(|extension| extension == "tar") {
+            let disk = |source| LayoutError::Disk { path: path.to_owned(), source };
+            let out = std::fs::File::create(path).map_err(disk)?;
+            return layout::write_archive(&files, std::io::BufWriter::new(out)).map_err(disk);
+        }
+        layout::write_folder(&files, path)
+    }
+
     /// Uploads everything that the registry lacks, and gives it the reference's tag.
     ///
     /// # Errors
     /// See [`ImageError`].
     pub async fn push(&self, registry: &Registry, image: &Reference) -> Result<Digest, ImageError> {
+        self.push_telling(registry, image, &|_, _, _| ()).await
+    }
+
+    /// The same, telling of each blob what became of it.
+    ///
+    /// # Errors
+    /// See [`ImageError`].
+    pub async fn push_telling(
+        &self,
+        registry: &Registry,
+        image: &Reference,
+        told: Told<'_>,
+    ) -> Result<Digest, ImageError> {
         for (digest, bytes) in &self.blobs {
-            if !registry.has_blob(image, *digest).await? {
-                registry.push_blob(image, *digest, bytes.clone()).await?;
-            }
+            let content = registry::Content::Bytes(bytes.clone());
+            let done = registry.push_blob(image, *digest, &content).await?;
+            told(*digest, bytes.len() as u64, done);
         }
         for document in &self.inner {
             let name = document.digest().to_string();

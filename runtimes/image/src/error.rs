@@ -52,6 +52,24 @@ pub enum ImageError {
         /// What happened.
         why: String,
     },
+    /// The registry does not take what is pushed.
+    #[error("registry {registry} refuses image {image}: {why}")]
+    Refused {
+        /// The image.
+        image: String,
+        /// The registry.
+        registry: String,
+        /// In its words.
+        why: String,
+    },
+    /// Nobody whose key is trusted has signed it.
+    #[error("image {image} is not signed by a key that is trusted here: {why}")]
+    Unsigned {
+        /// The image.
+        image: String,
+        /// What was looked for, and what was found.
+        why: String,
+    },
     /// The bytes are not those that were asked for.
     #[error(
         "{what} of image {image} is damaged or forged: it should be {expected} and is {actual}"

@@ -15,21 +15,27 @@
 
 pub mod build;
 mod digest;
+pub mod elf;
 mod error;
 mod inspect;
+pub mod keyring;
+pub mod layout;
 mod manifest;
 mod platform;
 mod reference;
-mod registry;
+pub mod registry;
+pub mod settings;
+pub mod signature;
 mod store;
 pub mod unpack;
 
 pub use digest::Digest;
 pub use error::ImageError;
 pub use inspect::{ImageInfo, ImageKind, WasmImage, WasmKind, fetch_wasm, inspect};
+pub use keyring::{Credential, Keyring};
 pub use manifest::ImageConfig;
 pub use platform::Platform;
 pub use reference::Reference;
-pub use registry::{Registry, RegistryConfig};
-pub use store::{Image, Limits, Record, Store, Unpacker};
+pub use registry::{MASTER_REGISTRY, Registry, RegistryConfig};
+pub use store::{Collected, Image, InUse, Limits, Pull, Record, Store, Unpacker, Unused};
 pub use unpack::unpack_main;

@@ -3,18 +3,23 @@
 //! ```text
 //! blobs/sha256/<hex>     manifests and configurations
 //! layers/<hex>/          unpacked layers by diff_id, immutable, shared by images
-//! refs/<hex>.json        a Record: which name is which image
+//! refs/<hex>.json        a Record: which name is (or was) which image
+//! signatures/<hex>.json  signatures of what has that digest, for checks without network
 //! tmp/                   unfinished downloads (*.part) and unpacked layers
 //! ```
+//!
+//! A name that has moved on keeps its older images for as long as a pod uses
+//! them: two pods made at different times may run two images of one name.
 //!
 //! Safe at every instant: whatever is in place is whole. A download is verified,
 //! flushed and renamed; a layer is unpacked beside, flushed and renamed; the
 //! record comes last. So a power cut loses work, never correctness, and a start
 //! after one needs no repair but sweeping `tmp`.
 
+mod collect;
 mod pull;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -22,11 +27,24 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use serde::{Deserialize, Serialize};
-use tokio::sync::Mutex;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::manifest::{self, Document, ImageConfig};
+use crate::signature::Signature;
 use crate::{Digest, ImageError, Platform, Reference};
+
+pub use collect::{Collected, InUse, Unused};
+pub use pull::Pull;
+
+/// Pulls at once: one that crawls holds up few others, and a board's memory is short.
+const PULLS_MAX: usize = 4;
+/// Longest file of signatures that is read, in bytes.
+const SIGNATURES_BYTES_MAX: u64 = 8 << 20;
 
 /// How much an image may cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +89,16 @@ pub struct Record {
     pub manifest: Digest,
     /// When, by the wall clock, in milliseconds since 1970.
     pub pulled_ms: u64,
+    /// Grows with every pull, whatever the clock says.
+    #[serde(default)]
+    pub sequence: u64,
+    /// What its layers hold, in bytes; those it shares with others too.
+    #[serde(default)]
+    pub size: u64,
+    /// Who has shown that they may use it: names and fingerprints of credentials.
+    /// Empty where nobody needs any.
+    #[serde(default)]
+    pub access: Vec<String>,
 }
 
 /// An image that is here, whole.
@@ -86,6 +114,10 @@ pub struct Image {
     pub config: ImageConfig,
     /// Its unpacked layers, lowest first.
     pub layers: Vec<PathBuf>,
+    /// What they hold, in bytes.
+    pub size: u64,
+    /// See [`Record::access`].
+    pub access: Vec<String>,
 }
 
 /// The images of a node.
@@ -95,9 +127,17 @@ pub struct Store {
     limits: Limits,
     unpacker: Unpacker,
     platform: Platform,
-    /// One pull at a time, as the kubelet does it: layers are shared, memory is
-    /// short, and a collection must not run beside a pull.
-    busy: Mutex<()>,
+    pulls: Semaphore,
+    /// One layer at a time: unpacking takes memory.
+    unpacking: tokio::sync::Mutex<()>,
+    /// One fetch at a time for each layer.
+    layer_locks: Mutex<BTreeMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
+    /// What pulls have begun to rely on and no record names yet, by how many pulls.
+    /// A collection holds the lock while it decides, and leaves these.
+    pins: Mutex<BTreeMap<PathBuf, usize>>,
+    /// When images were last asked for, by name and digest. Since the start only:
+    /// a clock that jumps must not make an image old, nor each use cost a write.
+    uses: Mutex<HashMap<(String, Digest), Instant>>,
 }
 
 impl Store {
@@ -106,7 +146,7 @@ impl Store {
     /// # Errors
     /// The folder cannot be made or read.
     pub fn open(root: &Path, unpacker: Unpacker, limits: Limits) -> Result<Self, ImageError> {
-        for name in ["blobs/sha256", "layers", "refs", "tmp"] {
+        for name in ["blobs/sha256", "layers", "refs", "signatures", "tmp"] {
             let folder = root.join(name);
             fs::DirBuilder::new()
                 .recursive(true)
@@ -119,7 +159,11 @@ impl Store {
             limits,
             unpacker,
             platform: Platform::host(),
-            busy: Mutex::new(()),
+            pulls: Semaphore::new(PULLS_MAX),
+            unpacking: tokio::sync::Mutex::default(),
+            layer_locks: Mutex::default(),
+            pins: Mutex::default(),
+            uses: Mutex::default(),
         };
         store.sweep_tmp(false)?;
         Ok(store)
@@ -156,9 +200,20 @@ impl Store {
         self.root.join("tmp").join(name)
     }
 
-    fn record_path(&self, name: &str) -> PathBuf {
+    fn record_path(&self, name: &str, digest: Digest) -> PathBuf {
         // A name may be long and holds slashes; its digest is neither.
-        self.root.join("refs").join(format!("{}.json", Digest::of(name.as_bytes()).hex()))
+        let name = Digest::of(format!("{name} {digest}").as_bytes());
+        self.root.join("refs").join(format!("{}.json", name.hex()))
+    }
+
+    fn pins(&self) -> MutexGuard<'_, BTreeMap<PathBuf, usize>> {
+        self.pins.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that an image is used now.
+    fn touch(&self, record: &Record) {
+        let mut uses = self.uses.lock().unwrap_or_else(PoisonError::into_inner);
+        uses.insert((record.name.clone(), record.digest), Instant::now());
     }
 
     /// What every known name stands for.
@@ -184,18 +239,81 @@ impl Store {
         reference: &Reference,
         digest: Option<Digest>,
     ) -> Result<Option<Image>, ImageError> {
-        let wanted = digest.or(reference.digest);
-        let record = match wanted {
+        let name = reference.to_string();
+        let mut found = self.records()?;
+        match digest.or(reference.digest) {
             Some(digest) => {
-                let is_it = |record: &Record| record.digest == digest || record.manifest == digest;
-                self.records()?.into_iter().find(is_it)
+                found.retain(|record| record.digest == digest || record.manifest == digest);
+                // Under its own name first: who may use it is noted by name.
+                found.sort_by_key(|record| {
+                    (record.name != name, std::cmp::Reverse(record.sequence))
+                });
             }
             None => {
-                let bytes = fs::read(self.record_path(&reference.to_string())).ok();
-                bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok())
+                found.retain(|record| record.name == name);
+                found.sort_by_key(|record| std::cmp::Reverse(record.sequence));
+                found.truncate(1);
             }
-        };
-        Ok(record.and_then(|record| self.assemble(reference.to_string(), &record)))
+        }
+        let image = found.iter().find_map(|record| {
+            let image = self.assemble(name.clone(), record)?;
+            self.touch(record);
+            Some(image)
+        });
+        Ok(image)
+    }
+
+    /// Notes that somebody has shown that they may use an image.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn grant(&self, image: &Image, access: &[String]) -> Result<(), ImageError> {
+        for mut record in self.records()? {
+            if record.digest != image.digest || record.access.is_empty() {
+                continue;
+            }
+            let known = record.access.len();
+            for who in access {
+                if !record.access.contains(who) {
+                    record.access.push(who.clone());
+                }
+            }
+            if record.access.len() != known {
+                self.write_record(&record)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_record(&self, record: &Record) -> Result<(), ImageError> {
+        let json = serde_json::to_vec(record).unwrap_or_default();
+        self.write_atomically(&self.record_path(&record.name, record.digest), &json)
+    }
+
+    /// Keeps the signatures of what has a digest.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn put_signatures(
+        &self,
+        digest: Digest,
+        signatures: &[Signature],
+    ) -> Result<(), ImageError> {
+        let json = serde_json::to_vec(signatures).unwrap_or_default();
+        self.write_atomically(&self.signature_path(digest), &json)
+    }
+
+    /// The signatures that were kept; none where there are none, or they are damaged.
+    #[must_use]
+    pub fn signatures(&self, digest: Digest) -> Vec<Signature> {
+        let path = self.signature_path(digest);
+        let fits = fs::metadata(&path).is_ok_and(|file| file.len() <= SIGNATURES_BYTES_MAX);
+        let bytes = fs::read(path).ok().filter(|_| fits);
+        bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+    }
+
+    fn signature_path(&self, digest: Digest) -> PathBuf {
+        self.root.join("signatures").join(format!("{}.json", digest.hex()))
     }
 
     /// Builds an [`Image`] from the disk; `None` if anything is missing.
@@ -211,57 +329,9 @@ impl Store {
             manifest: record.manifest,
             config,
             layers,
+            size: record.size,
+            access: record.access.clone(),
         })
-    }
-
-    /// Removes every record that `keep` refuses, and what nothing refers to any more.
-    ///
-    /// `keep` has to accept every image that a container uses or will use.
-    ///
-    /// # Errors
-    /// The disk cannot be read or written; the rest is done at the next call.
-    pub async fn collect(&self, keep: impl Fn(&Record) -> bool) -> Result<Collected, ImageError> {
-        let _guard = self.busy.lock().await;
-        let mut collected = Collected::default();
-        let (mut blobs, mut layers) = (BTreeSet::new(), BTreeSet::new());
-        for record in self.records()? {
-            if !keep(&record) {
-                let path = self.record_path(&record.name);
-                remove(&path).map_err(ImageError::disk("remove", &path))?;
-                collected.n_names += 1;
-                continue;
-            }
-            let Some(image) = self.assemble(String::new(), &record) else { continue };
-            layers.extend(image.layers);
-            blobs.insert(self.blob(record.manifest));
-            blobs.insert(self.blob(record.digest));
-            if let Some(config) = self.config_of(record.manifest) {
-                blobs.insert(self.blob(config));
-            }
-        }
-        for (folder, used) in [("blobs/sha256", &blobs), ("layers", &layers)] {
-            let folder = self.root.join(folder);
-            for path in list(&folder).map_err(ImageError::disk("read", &folder))? {
-                if used.contains(&path) {
-                    continue;
-                }
-                // Out of its place first: a removal that is cut short leaves half a layer.
-                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                let doomed = self.tmp(&format!("{name}.doomed"));
-                fs::rename(&path, &doomed).map_err(ImageError::disk("move", &path))?;
-                collected.n_layers += usize::from(doomed.is_dir());
-            }
-        }
-        self.sweep_tmp(true)?;
-        Ok(collected)
-    }
-
-    fn config_of(&self, manifest: Digest) -> Option<Digest> {
-        let bytes = fs::read(self.blob(manifest)).ok()?;
-        match manifest::parse(&bytes) {
-            Ok(Document::Manifest(manifest)) => Some(manifest.config.digest),
-            _ => None,
-        }
     }
 
     /// Puts verified bytes into place.
@@ -270,8 +340,9 @@ impl Store {
     }
 
     fn write_atomically(&self, path: &Path, bytes: &[u8]) -> Result<(), ImageError> {
+        static N_WRITES: AtomicU64 = AtomicU64::new(0);
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let temporary = self.tmp(&name);
+        let temporary = self.tmp(&format!("{name}.{}", N_WRITES.fetch_add(1, Ordering::Relaxed)));
         let write = || -> io::Result<()> {
             let mut file = File::create(&temporary)?;
             file.write_all(bytes)?;
@@ -281,15 +352,6 @@ impl Store {
         };
         write().map_err(ImageError::disk("write", path))
     }
-}
-
-/// What a collection removed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Collected {
-    /// Names forgotten.
-    pub n_names: usize,
-    /// Layers removed.
-    pub n_layers: usize,
 }
 
 fn list(folder: &Path) -> io::Result<Vec<PathBuf>> {

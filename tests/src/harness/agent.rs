@@ -25,6 +25,8 @@ pub(crate) struct Agent {
     pub(crate) variables: Vec<(String, String)>,
     dir: PathBuf,
     registry: Option<String>,
+    /// More options, separated by spaces.
+    options: String,
     process: Option<Process>,
 }
 
@@ -45,7 +47,9 @@ impl Agent {
         // What is left on the machine that runs the tests is not what they are about.
         let flags = vec!["--eviction-hard=memory.available<1Mi".to_owned()];
         let variables = Vec::new();
-        Self { name: name.to_owned(), number, flags, variables, dir, registry, process: None }
+        let name = name.to_owned();
+        let options = String::new();
+        Self { name, number, flags, variables, dir, registry, options, process: None }
     }
 
     pub(crate) fn state_dir(&self) -> PathBuf {
@@ -95,14 +99,26 @@ impl Agent {
         command.arg("--config").arg(self.config_file());
         if let Some(registry) = &self.registry {
             command.args(["--insecure-registry", registry]);
+            command.args(["--insecure-registry", &super::registry::private_host()]);
         }
         command.args(&self.flags).envs(self.variables.iter().cloned());
+        command.args(self.options.split_whitespace());
         self.process = Some(Process::start(&mut command, &self.log_file()));
     }
 
     /// Gives the board a disk of this size, for its state. Before it joins.
     pub(crate) fn plug_in_disk(&self, mebibytes: u32) {
         mount_disk(&self.state_dir(), mebibytes);
+    }
+
+    /// Nobody tells it how the world's registry is reached.
+    pub(crate) fn know_no_registry(&mut self) {
+        self.registry = None;
+    }
+
+    /// Options for its next start.
+    pub(crate) fn give(&mut self, options: &str) {
+        self.options = options.to_owned();
     }
 
     pub(crate) fn is_running(&mut self) -> bool {

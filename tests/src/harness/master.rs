@@ -64,6 +64,7 @@ impl Master {
             .arg(self.kubeconfig());
         if let Some(registry) = &self.registry {
             command.args(["--insecure-registry", registry]);
+            command.args(["--insecure-registry", &super::registry::private_host()]);
         }
         command
     }

@@ -12,6 +12,8 @@ use super::wait::{block_on, until};
 
 /// In a namespace of its own, so it cannot be taken.
 const PORT: u16 = 5000;
+/// The port of the one that wants a password.
+const PRIVATE_PORT: u16 = 5001;
 
 /// The names under which the images have busybox.
 const COMMANDS: [&str; 31] = [
@@ -19,6 +21,11 @@ const COMMANDS: [&str; 31] = [
     "ls", "mknod", "mount", "nc", "printenv", "ps", "seq", "sh", "sleep", "touch", "true", "wget",
     "md5sum", "mkdir", "stty", "tar", "test", "tty", "rm",
 ];
+
+/// `host:port` of the one that wants a password.
+pub(crate) fn private_host() -> String {
+    format!("{HUB}:{PRIVATE_PORT}")
+}
 
 /// A registry at the hub.
 #[derive(Debug)]
@@ -48,6 +55,31 @@ impl Registry {
         Self { _process: process, client: image::Registry::new(config) }
     }
 
+    /// A second registry over the same images, which wants user `user` and password
+    /// `secret`, on a port that boards and master take for plain HTTP. Returns its
+    /// `host:port`.
+    pub(crate) fn start_private(&self, dir: &Path) -> (String, Process) {
+        let users = dir.join("users");
+        // bcrypt of `secret`.
+        write_file(&users, "user:$2b$04$TnGVj6t0XpKFqkgid28Zi.2IWBu4wJgMnwOiRFTBXO54st4EEpVdu\n");
+        let config = dir.join("private.yml");
+        let host = private_host();
+        let text = format!(
+            "version: 0.1\nlog: {{level: warn}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
+             http: {{addr: '{host}'}}\nauth: {{htpasswd: {{realm: tests, path: {}}}}}\n",
+            dir.join("registry").display(),
+            users.display()
+        );
+        write_file(&config, &text);
+        let mut command = Command::new("docker-registry");
+        command.arg("serve").arg(&config).env("OTEL_TRACES_EXPORTER", "none");
+        let process = Process::start(&mut command, &dir.join("private.log"));
+        until("the private registry listens", || {
+            std::net::TcpStream::connect((HUB, PRIVATE_PORT)).map_err(|error| error.to_string())
+        });
+        (host, process)
+    }
+
     /// `host:port`, as image references and `--insecure-registry` have it.
     pub(crate) fn host(&self) -> String {
         format!("{HUB}:{PORT}")
@@ -75,7 +107,7 @@ impl Registry {
         self.push(name, &Built::wasm(module))
     }
 
-    fn push(&self, name: &str, built: &Built) -> String {
+    pub(crate) fn push(&self, name: &str, built: &Built) -> String {
         let image = self.image(name);
         let reference = image.parse().expect("the tests name images well");
         let pushed = block_on(built.push(&self.client, &reference));

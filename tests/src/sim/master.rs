@@ -235,6 +235,8 @@ fn config() -> ItemV1 {
         heartbeat_s: 10,
         artifact_key: [0; 32],
         hold_unknown: false,
+        image_policies: Vec::new(),
+        prepull: Vec::new(),
         ext: Vec::new(),
     };
     ItemV1 { uid: [0; 16], generation: 1, body: BodyV1::Node(config) }

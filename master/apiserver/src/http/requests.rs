@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::answer::{self, Answer, BrokenOff};
 use super::negotiate::{Form, form};
 use super::path::{Query, Route};
-use super::{Counted, State, authenticate, discovery, health, openapi, resources};
+use super::{Counted, State, authenticate, discovery, health, mounts, openapi, resources};
 use crate::authorize::Decision;
 use crate::identity::Identity;
 use crate::status::Status;
@@ -37,6 +37,15 @@ pub(super) async fn handle(
 ) -> Answer {
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
+    let below = |prefix: &str| {
+        path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    if let Some(mount) = state.mounts.iter().find(|mount| below(mount.prefix())) {
+        // Without the limits of time and length that hold for the API.
+        let answer = mounts::serve(&state, &**mount, certificate.as_deref(), request).await;
+        state.metrics.answered(answer.status().as_u16());
+        return answer;
+    }
     let answer = match timeout(REQUEST_TIMEOUT, admit(&state, certificate, request)).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(status)) => answer::failure(&status),

@@ -60,6 +60,32 @@ impl Api {
         Err(Status::forbidden(target.resource, object::meta(object, "name"), &problem))
     }
 
+    /// A pod without pull secrets gets those of its ServiceAccount, as Kubernetes'
+    /// admission does; so controllers, nodes and users all see the same ones.
+    pub(super) fn give_pull_secrets(&self, target: &Target<'_>, pod: &mut Value) {
+        if (target.resource.group, target.resource.kind) != ("", "Pod") {
+            return;
+        }
+        let own = pod["spec"]["imagePullSecrets"].as_array();
+        if own.is_some_and(|own| !own.is_empty()) {
+            return;
+        }
+        let name = match object::text(pod, &["spec", "serviceAccountName"]) {
+            "" => "default",
+            name => name,
+        };
+        let accounts = resource::by_kind("", "ServiceAccount").expect("in the table of resources");
+        let account = Target::object(accounts, target.namespace, name);
+        // An account that is missing is another rule's business.
+        let Ok(Some((account, _))) = self.read(&account) else { return };
+        let secrets = &account["imagePullSecrets"];
+        if secrets.as_array().is_some_and(|secrets| !secrets.is_empty())
+            && let Some(spec) = pod["spec"].as_object_mut()
+        {
+            spec.insert("imagePullSecrets".to_owned(), secrets.clone());
+        }
+    }
+
     /// Tells, as an Event beside the object, what was accepted but is not honoured.
     pub(super) async fn report_unsupported(
         &self,

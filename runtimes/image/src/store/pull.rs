@@ -4,6 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::{Image, Record, Store, Unpacker, now_ms, remove, sync_parent};
@@ -22,6 +23,54 @@ const RETRY_DELAY: Duration = Duration::from_millis(500);
 /// Longest message of an unpacking process, in bytes.
 const MESSAGE_BYTES_MAX: usize = 4096;
 
+/// What to pull, for whom.
+#[derive(Clone, Copy)]
+pub struct Pull<'a> {
+    /// Where from, and as whom.
+    pub registry: &'a Registry,
+    /// The image.
+    pub reference: &'a Reference,
+    /// The very image, if that is known.
+    pub digest: Option<Digest>,
+    /// Who may use it from now on, see [`Record::access`]; empty for everybody.
+    pub access: &'a [String],
+    /// Told how many bytes of its layers are here, and of how many.
+    pub told: &'a (dyn Fn(u64, u64) + Send + Sync),
+}
+
+impl std::fmt::Debug for Pull<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pull").field("reference", self.reference).finish_non_exhaustive()
+    }
+}
+
+/// What one pull relies on; let go with it.
+struct Pins<'a> {
+    store: &'a Store,
+    paths: Mutex<Vec<PathBuf>>,
+}
+
+impl Pins<'_> {
+    fn add(&self, path: PathBuf) {
+        *self.store.pins().entry(path.clone()).or_default() += 1;
+        self.paths.lock().unwrap_or_else(PoisonError::into_inner).push(path);
+    }
+}
+
+impl Drop for Pins<'_> {
+    fn drop(&mut self) {
+        let mut pins = self.store.pins();
+        for path in self.paths.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            if let Some(n) = pins.get_mut(&path) {
+                *n -= 1;
+                if *n == 0 {
+                    pins.remove(&path);
+                }
+            }
+        }
+    }
+}
+
 impl Store {
     /// Fetches what is missing of an image, and unpacks it.
     ///
@@ -37,32 +86,78 @@ impl Store {
         reference: &Reference,
         digest: Option<Digest>,
     ) -> Result<Image, ImageError> {
-        let _guard = self.busy.lock().await;
+        let pull = Pull { registry, reference, digest, access: &[], told: &|_, _| () };
+        self.pull_as(&pull).await
+    }
+
+    /// The same, for somebody, and telling how far it is.
+    ///
+    /// # Errors
+    /// See [`ImageError`].
+    pub async fn pull_as(&self, pull: &Pull<'_>) -> Result<Image, ImageError> {
+        let _turn = self.pulls.acquire().await.expect("the semaphore is never closed");
+        let Pull { registry, reference, digest, .. } = *pull;
+        let pins = Pins { store: self, paths: Mutex::default() };
         let name = reference.to_string();
         let wanted = digest.map_or_else(|| reference.clone(), |digest| reference.at(digest));
         let raw = registry.manifest(&wanted).await?;
         let (manifest_digest, manifest) = match parse(&wanted, &raw.bytes)? {
             Document::Manifest(manifest) => {
-                self.write_blob(raw.digest, &raw.bytes)?;
+                self.write_pinned(&pins, raw.digest, &raw.bytes)?;
                 (raw.digest, manifest)
             }
-            Document::Index(entries) => self.manifest_of(registry, &wanted, &entries).await?,
+            Document::Index(entries) => {
+                self.manifest_of(registry, &wanted, &entries, &pins).await?
+            }
         };
         let image = wanted.at(manifest_digest);
-        let config = self.config(registry, &image, &manifest).await?;
+        let config = self.config(registry, &image, &manifest, &pins).await?;
+        let total = manifest.layers.iter().map(|layer| layer.size).fold(0, u64::saturating_add);
+        let mut before = 0;
         for (layer, diff_id) in manifest.layers.iter().zip(&config.diff_ids) {
-            self.layer_from(registry, &image, layer, *diff_id).await?;
+            let told = |n_bytes: u64| (pull.told)(before + n_bytes, total);
+            self.layer_from(registry, &image, layer, *diff_id, &pins, &told).await?;
+            before += layer.size;
         }
-        let record = Record {
-            name: name.clone(),
-            digest: raw.digest,
-            manifest: manifest_digest,
-            pulled_ms: now_ms(),
+        let layers: Vec<PathBuf> = config.diff_ids.iter().map(|id| self.layer(*id)).collect();
+        let size = tokio::task::spawn_blocking(move || bytes_below(&layers)).await.unwrap_or(0);
+        let record = {
+            // A collection sees the pins or the record, never neither.
+            let _deciding = self.pins();
+            let known = self.records()?;
+            let last = known.iter().map(|record| record.sequence).max().unwrap_or(0);
+            let mut access = pull.access.to_vec();
+            let old = known.into_iter().find(|r| r.name == name && r.digest == raw.digest);
+            if let Some(old) = old
+                && !access.is_empty()
+            {
+                access.extend(old.access.into_iter().filter(|who| !pull.access.contains(who)));
+            }
+            let record = Record {
+                name: name.clone(),
+                digest: raw.digest,
+                manifest: manifest_digest,
+                pulled_ms: now_ms(),
+                sequence: last + 1,
+                size,
+                access,
+            };
+            self.write_record(&record)?;
+            record
         };
-        let json = serde_json::to_vec(&record).unwrap_or_default();
-        self.write_atomically(&self.record_path(&name), &json)?;
+        self.touch(&record);
         self.assemble(name, &record)
             .ok_or_else(|| malformed(&image, "the image", "it vanished while it was pulled"))
+    }
+
+    fn write_pinned(
+        &self,
+        pins: &Pins<'_>,
+        digest: Digest,
+        bytes: &[u8],
+    ) -> Result<(), ImageError> {
+        pins.add(self.blob(digest));
+        self.write_blob(digest, bytes)
     }
 
     async fn manifest_of(
@@ -70,6 +165,7 @@ impl Store {
         registry: &Registry,
         image: &Reference,
         entries: &[Descriptor],
+        pins: &Pins<'_>,
     ) -> Result<(Digest, Manifest), ImageError> {
         let platforms: Vec<Platform> =
             entries.iter().map(|entry| entry.platform.clone().unwrap_or_default()).collect();
@@ -85,7 +181,7 @@ impl Store {
         let raw = registry.manifest(&image).await?;
         match parse(&image, &raw.bytes)? {
             Document::Manifest(manifest) => {
-                self.write_blob(raw.digest, &raw.bytes)?;
+                self.write_pinned(pins, raw.digest, &raw.bytes)?;
                 Ok((raw.digest, manifest))
             }
             Document::Index(_) => Err(malformed(&image, "the index", "it holds another index")),
@@ -97,6 +193,7 @@ impl Store {
         registry: &Registry,
         image: &Reference,
         manifest: &Manifest,
+        pins: &Pins<'_>,
     ) -> Result<ImageConfig, ImageError> {
         if manifest.module().is_some() {
             return Err(ImageError::WrongKind {
@@ -127,7 +224,7 @@ impl Store {
                 ),
             ));
         }
-        self.write_blob(digest, &bytes)?;
+        self.write_pinned(pins, digest, &bytes)?;
         Ok(config)
     }
 
@@ -138,13 +235,25 @@ impl Store {
         image: &Reference,
         layer: &Descriptor,
         diff_id: Digest,
+        pins: &Pins<'_>,
+        told: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<(), ImageError> {
         let place = self.layer(diff_id);
+        pins.add(place.clone());
         if place.is_dir() {
             return Ok(());
         }
-        let blob = self.download(registry, image, layer).await?;
+        // By both: the same bytes, or the same content in another compression.
+        let locks = [self.layer_lock(layer.digest), self.layer_lock(diff_id)];
+        let _download = locks[0].lock().await;
+        let _layer = if layer.digest == diff_id { None } else { Some(locks[1].lock().await) };
+        if place.is_dir() {
+            return Ok(());
+        }
+        pins.add(self.part(layer.digest));
+        let blob = self.download(registry, image, layer, told).await?;
         let folder = self.tmp(&format!("{}.layer", diff_id.hex()));
+        let _one = self.unpacking.lock().await;
         remove(&folder).map_err(ImageError::disk("remove", &folder))?;
         let unpacked = self.unpack(image, layer, &blob, &folder, diff_id).await;
         // The compressed form is of no use any more, or of none at all.
@@ -168,16 +277,17 @@ impl Store {
         registry: &Registry,
         image: &Reference,
         layer: &Descriptor,
+        told: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<PathBuf, ImageError> {
         if layer.size > self.limits.layer_bytes {
             return Err(self.too_large(image, layer));
         }
-        let path = self.tmp(&format!("{}.part", layer.digest.hex()));
+        let path = self.part(layer.digest);
         let mut verifier = verify_part(&path).map_err(ImageError::disk("read", &path))?;
         let mut fruitless = 0;
         while verifier.length < layer.size {
             let before = verifier.length;
-            match self.download_on(registry, image, layer, &path, &mut verifier).await {
+            match self.download_on(registry, image, layer, &path, &mut verifier, told).await {
                 // The answer ended early: a proxy's timeout looks like this.
                 Ok(()) if verifier.length < layer.size => {}
                 Ok(()) => break,
@@ -222,6 +332,7 @@ impl Store {
         layer: &Descriptor,
         path: &Path,
         verifier: &mut Verifier,
+        told: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<(), ImageError> {
         let (start, mut stream) = registry.blob(image, layer.digest, verifier.length, None).await?;
         let mut file = OpenOptions::new()
@@ -241,8 +352,19 @@ impl Store {
             }
             file.write_all(&bytes).map_err(ImageError::disk("write", path))?;
             verifier.update(&bytes);
+            told(verifier.length);
         }
         Ok(())
+    }
+
+    fn layer_lock(&self, digest: Digest) -> Arc<tokio::sync::Mutex<()>> {
+        let mut locks = self.layer_locks.lock().unwrap_or_else(PoisonError::into_inner);
+        locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+        Arc::clone(locks.entry(digest).or_default())
+    }
+
+    fn part(&self, digest: Digest) -> PathBuf {
+        self.tmp(&format!("{}.part", digest.hex()))
     }
 
     fn too_large(&self, image: &Reference, layer: &Descriptor) -> ImageError {
@@ -337,4 +459,20 @@ fn verify_part(path: &Path) -> std::io::Result<Verifier> {
             n => verifier.update(&buffer[..n]),
         }
     }
+}
+
+/// What layers hold, in bytes. Best effort.
+fn bytes_below(layers: &[PathBuf]) -> u64 {
+    fn below(folder: &Path, depth: u32) -> u64 {
+        let Ok(entries) = fs::read_dir(folder) else { return 0 };
+        entries
+            .flatten()
+            .map(|entry| match entry.metadata() {
+                Ok(metadata) if metadata.is_dir() && depth > 0 => below(&entry.path(), depth - 1),
+                Ok(metadata) => metadata.len(),
+                Err(_) => 0,
+            })
+            .sum()
+    }
+    layers.iter().map(|layer| below(layer, 32)).sum()
 }

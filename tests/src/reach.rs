@@ -152,6 +152,11 @@ fn ports_of_a_pod_are_reached_by_many_at_once() {
     let serve = "mkdir -p /www; seq 200000 > /www/long; echo hello > /www/short\n\
                  busybox httpd -p 127.0.0.1:8080 -h /www";
     let world = world_with(serve);
+    // kubectl gives up with the first connection that is refused.
+    until("the server is up", || {
+        let out = world.kubectl("exec box -- wget -q -O - http://127.0.0.1:8080/short");
+        check(out.out == "hello\n", || out.to_string())
+    });
     for (protocol, env) in PROTOCOLS {
         let forward = start(&world, env, &["port-forward", "box", ":8080", ":9"]);
         let local = |remote: &str| {
@@ -167,8 +172,11 @@ fn ports_of_a_pod_are_reached_by_many_at_once() {
             let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
             write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
             let mut text = String::new();
-            stream.read_to_string(&mut text).unwrap();
-            text
+            // A port that nobody listens on yet is a connection that breaks.
+            match stream.read_to_string(&mut text) {
+                Ok(_) => text,
+                Err(error) => error.to_string(),
+            }
         };
         until("the server answers", || {
             let text = get("/short");
@@ -287,4 +295,40 @@ fn who_may_not_reach_in_is_refused() {
         let message = world.api.get(&path).refused(400, "BadRequest");
         assert_eq!(message, "Upgrade request required");
     }
+}
+
+#[test]
+fn our_own_command_line_reaches_in_too() {
+    let world = world_with("mkdir -p /www; echo hello > /www/short; httpd -p 8080 -h /www");
+    let out = world.pinnace_with(&["exec", "-i", "box", "--", "cat"], "one\n");
+    assert_eq!(out.ok(), "one\n");
+    let out = world.pinnace_with(&["exec", "box", "--", "sh", "-c", "echo e >&2; exit 42"], "");
+    assert_eq!((out.code, out.err.as_str()), (42, "e\n"), "{out}");
+    let out = world.pinnace("exec box -- nonsense").failed();
+    assert!(out.contains("executable file not found in $PATH"), "{out}");
+
+    let file = world.dir().join("file");
+    std::fs::write(&file, "copied\n").unwrap();
+    world.pinnace(&format!("cp {} box:/tmp/there", file.display())).ok();
+    let back = world.dir().join("back");
+    world.pinnace(&format!("cp box:/tmp/there {}", back.display())).ok();
+    assert_eq!(std::fs::read_to_string(back).unwrap(), "copied\n");
+
+    until("the server is up", || {
+        let out = world.kubectl("exec box -- wget -q -O - http://127.0.0.1:8080/short");
+        check(out.out == "hello\n", || out.to_string())
+    });
+    let log = world.dir().join("forward.log");
+    let mut command = world.pinnace_command();
+    let forward = Process::start(command.args(["port-forward", "box", ":8080"]), &log);
+    let port: u16 = until("the port is open", || {
+        let log = forward.log();
+        let port = log.split_once("127.0.0.1:").and_then(|(_, rest)| rest.split_once(" -> "));
+        port.and_then(|(port, _)| port.parse().ok()).ok_or(log)
+    });
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    write!(stream, "GET /short HTTP/1.0\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    assert!(text.ends_with("hello\n"), "{text}");
 }

@@ -181,7 +181,7 @@ impl<W: Socket> Session<W> {
                         Some(Err(error)) => return Err(error).context("the connection broke"),
                     };
                     match bytes.split_first() {
-                        Some((&channel @ (STDOUT | STDERR), rest)) => show(channel, rest)?,
+                        Some((&channel, rest)) if matches!(channel, STDOUT | STDERR) => show(channel, rest)?,
                         Some((&STATUS, rest)) => return exit_code(rest),
                         _ => {}
                     }

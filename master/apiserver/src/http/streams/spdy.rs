@@ -327,8 +327,10 @@ impl Encoder {
         if !std::mem::replace(&mut self.begun, true) {
             content.extend_from_slice(&[0x78, 0x01]);
         }
-        // A stored block with the number of fields, 0.
+        // A stored block with the number of fields, 0, and the empty one that ends
+        // a flush: Go gives nothing out before that.
         content.extend_from_slice(&[0, 4, 0, 0xfb, 0xff, 0, 0, 0, 0]);
+        content.extend_from_slice(&[0, 0, 0, 0xff, 0xff]);
         control(2, &content)
     }
 }

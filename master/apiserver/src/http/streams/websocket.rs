@@ -21,7 +21,8 @@ use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 use super::{ending, lost, send_input, window_size};
@@ -84,6 +85,11 @@ fn message(channel: u8, bytes: &[u8]) -> Message {
     Message::binary(all)
 }
 
+/// The normal end: clients take one without a code for a broken connection.
+fn goodbye() -> Message {
+    Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: "".into() }))
+}
+
 /// Serves a process to a client until either ends.
 ///
 /// # Errors
@@ -105,7 +111,7 @@ pub(super) async fn command(
             };
             sink.send(message).await.map_err(broken)?;
             if is_last {
-                sink.send(Message::Close(None)).await.map_err(broken)?;
+                sink.send(goodbye()).await.map_err(broken)?;
                 return io::Result::Ok(());
             }
         }
@@ -164,7 +170,7 @@ pub(super) fn tunnel(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -
             loop {
                 let n = reader.read(&mut buffer).await?;
                 if n == 0 {
-                    return sink.send(Message::Close(None)).await.map_err(broken);
+                    return sink.send(goodbye()).await.map_err(broken);
                 }
                 let message = Message::binary(buffer[..n].to_vec());
                 sink.send(message).await.map_err(broken)?;
@@ -220,7 +226,7 @@ pub(super) async fn forward(
         while let Some(message) = queued.recv().await {
             sink.send(message).await.map_err(broken)?;
         }
-        sink.send(Message::Close(None)).await.map_err(broken)
+        sink.send(goodbye()).await.map_err(broken)
     };
     tokio::select! {
         result = down => result,

@@ -237,12 +237,13 @@ impl Hierarchies {
     pub fn expect_moves(&self) {
         let Ok(own) = fs::read_to_string("/proc/self/cgroup") else { return };
         let path_in = |prefix: &str| own.lines().find_map(|line| Some(line.split_once(prefix)?.1));
-        let folder = match (self.v2.as_deref(), path_in("0::"), self.v1_root("pids"), path_in(":pids:")) {
-            (Some(root), Some(path), ..) | (_, _, Some(root), Some(path)) => {
-                root.join(path.trim_start_matches('/'))
-            }
-            _ => return,
-        };
+        let folder =
+            match (self.v2.as_deref(), path_in("0::"), self.v1_root("pids"), path_in(":pids:")) {
+                (Some(root), Some(path), ..) | (_, _, Some(root), Some(path)) => {
+                    root.join(path.trim_start_matches('/'))
+                }
+                _ => return,
+            };
         let _ = fs::write(folder.join("cgroup.procs"), "0");
     }
 

@@ -27,7 +27,7 @@ fn server(world: &World, name: &str, port: Option<u16>) -> Value {
 fn client(world: &World, name: &str, url: &str) -> Value {
     let image = world.registry().push_busybox("shell:1", &[]);
     let lines = script(&format!(
-        "n=0; while true; do wget -q -T 20 -O - {url} || echo failed; n=$((n+1)); echo asked $n; done"
+        "n=0; while true; do wget -q -O - {url} || echo failed; n=$((n+1)); echo asked $n; done"
     ));
     let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
     pods::pod(name, &image, &lines, &[])

@@ -125,7 +125,7 @@ mod tests {
                  wasi:http/incoming-handler@0.2, but nothing"),
         );
         let no_function = wat::parse_str(r#"(module (memory (export "_start") 1))"#).unwrap();
-        assert!(world(&no_function).is_err());
+        world(&no_function).unwrap_err();
     }
 
     proptest! {

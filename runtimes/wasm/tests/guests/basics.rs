@@ -319,7 +319,7 @@ async fn a_limit_the_kernel_cannot_keep_is_kept(node: &Node<'_>) {
         // Ticks of 10 ms, of user and system.
         fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
     };
-    let (began, before) = (std::time::Instant::now(), used());
+    let (began, before) = (tokio::time::Instant::now(), used());
     while began.elapsed() < std::time::Duration::from_secs(2) {
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }

@@ -8,9 +8,10 @@
 //! | … | a WASM container, until its guest's process has said that it runs |
 
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use runtime::Runtime;
+use tokio::time::Instant;
 
 use crate::node::Node;
 

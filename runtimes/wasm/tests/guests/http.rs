@@ -3,9 +3,10 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use runtime::{Runtime, ShimRuntime, Workload};
+use tokio::time::Instant;
 
 use crate::node::Node;
 

@@ -117,7 +117,7 @@ impl Facts {
                 is_mounted.then_some(support).ok_or_else(|| "none is mounted".to_owned())
             }),
             cmdline_file: cmdline_file.map(|path| (*path).to_owned()),
-            cmdline_text: cmdline_file.map(|path| text(path)).unwrap_or_default(),
+            cmdline_text: cmdline_file.map(text).unwrap_or_default(),
             has_overlay: has_overlay(&release),
             has_bpf,
             has_seccomp: text("/proc/self/status").lines().any(|line| line.starts_with("Seccomp:")),

@@ -362,9 +362,8 @@ async fn look(
             findings.push(("StaticPods".to_owned(), own.problems.join("; ")));
         }
         let list = images.list();
-        let is_new = findings != info.findings
-            || own.mirrors != info.static_pods
-            || list != info.images;
+        let is_new =
+            findings != info.findings || own.mirrors != info.static_pods || list != info.images;
         if is_new {
             (info.findings, info.images) = (findings, list);
             info.static_pods.clone_from(&own.mirrors);

@@ -219,3 +219,34 @@ pub(crate) fn by_age(folder: &std::path::Path) -> io::Result<Vec<(PathBuf, u64)>
     files.sort();
     Ok(files.into_iter().map(|(_, path, size)| (path, size)).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use wire::node::WasmTargetV1;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_that_are_none_are_refused() {
+        let whole = postcard::to_stdvec(&BlobRequestV1::Artifact(ArtifactRequestV1 {
+            pod: [7; 16],
+            container: "c".into(),
+            target: WasmTargetV1::default(),
+            offset: 0,
+        }))
+        .unwrap();
+        let length = |n: usize| u16::try_from(n).unwrap().to_le_bytes().to_vec();
+        let mut all = vec![vec![], vec![1], length(0), length(u16::MAX.into())];
+        for n in 0..whole.len() {
+            all.push([length(n), whole[..n].to_vec()].concat());
+            all.push([length(whole.len()), whole[..n].to_vec()].concat());
+        }
+        all.push([length(REQUEST_BYTES_MAX), vec![0xff; REQUEST_BYTES_MAX]].concat());
+        for bytes in all {
+            let (mut node, mut stream) = tokio::io::duplex(1 << 16);
+            node.write_all(&bytes).await.unwrap();
+            node.shutdown().await.unwrap();
+            assert!(read_request(&mut stream).await.is_err(), "{bytes:?}");
+        }
+    }
+}

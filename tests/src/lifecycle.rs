@@ -261,7 +261,7 @@ fn an_agent_that_is_killed_while_a_pod_initializes_runs_nothing_twice() {
     let mut main = shell("main", &image, &serve("echo main >>/v/runs", "true"));
     main["readinessProbe"] = json!({"exec": {"command": ["true"]}, "periodSeconds": 1});
     world.create_pod(&shared("careful", json!([step("one"), step("two")]), json!([main])));
-    let runs = |name: &str| {
+    let runs = |name: &'static str| {
         move |pod: &Value| {
             status_of(pod, "initContainerStatuses", name)["state"]["running"].is_object()
         }

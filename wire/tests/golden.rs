@@ -14,8 +14,7 @@ use pinnace_wire::envelope::{
 };
 use pinnace_wire::node::{
     AppliedV1, GoneV1, HeartbeatV1, HelloV1, NodeImageV1, NodeInfoV1, PartAckV1, StaticPodV1,
-    UpToDateV1,
-    WasmTargetV1,
+    UpToDateV1, WasmTargetV1,
 };
 use pinnace_wire::pod::{
     ContainerV1, DnsV1, DownwardItemV1, EnvFromV1, EnvV1, EnvValueV1, HandlerV1, HostAliasV1,

@@ -275,5 +275,11 @@ impl Drop for Node<'_> {
         for name in ["net", "ipc", "uts"] {
             let _ = umount2(&self.path("ns").join(name), MntFlags::MNT_DETACH);
         }
+        // The runtime removes a container's cgroup; the one above is the agent's to remove.
+        let above = self.cgroup_root.trim_start_matches('/');
+        let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+        for root in hierarchies.map(|entry| entry.path()).chain(["/sys/fs/cgroup".into()]) {
+            let _ = fs::remove_dir(root.join(above));
+        }
     }
 }

@@ -101,10 +101,11 @@ impl Launcher for OciLauncher {
         result.map_err(|e| failed(spec, format!("cannot set its device rules: {e}")))?;
         propagate::put(&trees, pid.as_raw(), spec.security.privileged)
             .map_err(|e| failed(spec, format!("cannot put its volumes in place: {e}")))?;
+        // Back among the host's mounts, where the folder is.
+        drop(mounts);
         ContainerDir::new(dir)
             .begin()
             .map_err(|e| failed(spec, format!("cannot write its folder: {e}")))?;
-        drop(mounts);
         container.start().map_err(|error| failed(spec, chain(&error)))?;
         match Failure::read(fs::File::from(report)) {
             None => Ok(Pid(pid.as_raw())),

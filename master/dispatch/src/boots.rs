@@ -103,21 +103,7 @@ mod tests {
     use super::*;
 
     fn hear(boots: &mut Boots, now_s: u64, id: u8, hello_seq: u32) -> Heard {
-        let hello = HelloV1 {
-            boot_id: [id; 16],
-            conn_seq: 1,
-            hello_seq,
-            epoch: 0,
-            have_revision: 0,
-            set_digest: [0; 16],
-            report_acked: 0,
-            command_counter: 0,
-            proto_min: 1,
-            proto_max: 1,
-            caps: 0,
-            info: Default::default(),
-            running: Vec::new(),
-        };
+        let hello = crate::node::tests::hello(id, hello_seq, 0, 0);
         boots.hear(Duration::from_secs(now_s), &hello)
     }
 

@@ -591,4 +591,4 @@ impl NodeDispatcher {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -26,7 +26,8 @@ fn set(revision: u64, uids: &[u8]) -> SnapshotV1 {
     SnapshotV1 { epoch: EPOCH, revision, items: uids.iter().map(item).collect() }
 }
 
-fn hello(boot: u8, hello_seq: u32, epoch: Epoch, have_revision: u64) -> HelloV1 {
+/// A hello of a boot that knows nothing but the set it has.
+pub(crate) fn hello(boot: u8, hello_seq: u32, epoch: Epoch, have_revision: u64) -> HelloV1 {
     HelloV1 {
         boot_id: [boot; 16],
         conn_seq: 1,

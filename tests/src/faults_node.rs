@@ -57,8 +57,10 @@ fn log_on_disk(world: &World, pod: &Value) -> String {
     runs.last().map(|path| read_lossy(path)).unwrap_or_default()
 }
 
+type Damage = fn(&Path);
+
 /// Ways in which a file comes to harm.
-const DAMAGES: [(&str, fn(&Path)); 4] = [
+const DAMAGES: [(&str, Damage); 4] = [
     ("one bit", |path| {
         let mut bytes = fs::read(path).unwrap();
         let at = bytes.len() * 2 / 3;

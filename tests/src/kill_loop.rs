@@ -194,7 +194,8 @@ impl Loop {
         // The order of /proc is no seed's.
         shims.sort_unstable();
         let one = usize::try_from(self.rng.next() % 64).unwrap();
-        let one = (!shims.is_empty()).then(|| vec![shims[one % shims.len()]]).unwrap_or_default();
+        let one =
+            if !shims.is_empty() { vec![shims[one % shims.len()]] } else { Default::default() };
         let (agent, shims) = match self.rng.below(6) {
             0 | 1 => (true, vec![]),
             2 => (false, one),

@@ -148,7 +148,7 @@ fn code_that_was_changed_on_a_board_is_not_run_and_fetched_anew() {
     fs::write(&path, &bad).expect("it is ours");
     run("after");
     world.event_appears("after", &["damaged"]);
-    assert_eq!(code(), [path.clone()]);
+    assert_eq!(code(), std::slice::from_ref(&path));
     until("the code is what it was", || {
         let found = fs::read(&path).map_err(|error| error.to_string())?;
         check(found == good, || "it is not".to_owned())

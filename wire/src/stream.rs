@@ -24,7 +24,8 @@
 //! All numbers are little-endian. Flow control is per channel and connection:
 //! a sender may have as many bytes under way as the receiver's window, and gets
 //! more as they are taken off. So a receiver never holds more than the window,
-//! always reads on, and one slow reader holds up nobody else. Log streams have
+//! always reads on, and one slow reader holds up nobody else. A frame of data has at
+//! least one byte, so that the window bounds their number as well. Log streams have
 //! one reader and one channel, and use the connection's own flow control.
 
 use crate::command::StreamEndV1;
@@ -184,6 +185,8 @@ impl Frame {
             Ok(u32::from_le_bytes(bytes))
         };
         Ok(match channel {
+            // A frame of no bytes would need no credit, and a receiver could not bound them.
+            STDIN | STDOUT | STDERR if content.is_empty() => return Err(bad()),
             STDIN => Self::Stdin(content.to_vec()),
             STDOUT => Self::Stdout(content.to_vec()),
             STDERR => Self::Stderr(content.to_vec()),
@@ -196,6 +199,7 @@ impl Frame {
             }
             7 => Self::Ping,
             8 => Self::Open { connection: u16()?, port: u16()? },
+            9 if content.len() <= 2 => return Err(bad()),
             9 => Self::Data { connection: u16()?, bytes: rest.to_vec() },
             10 => Self::Finish { connection: u16()? },
             11 => {
@@ -269,7 +273,7 @@ mod tests {
     fn all() -> Vec<Frame> {
         vec![
             Frame::Stdin(b"in".to_vec()),
-            Frame::Stdout(vec![]),
+            Frame::Stdout(vec![0]),
             Frame::Stderr(vec![0; DATA_BYTES_MAX]),
             Frame::End(StreamEndV1::Done),
             Frame::End(StreamEndV1::Exited(-1)),
@@ -315,6 +319,14 @@ mod tests {
     fn a_frame_that_is_too_long_is_refused() {
         assert_eq!(head([1, 1, 0, 1]), Err(FrameError::TooLong(65_537)));
         assert_eq!(head([1, 0, 0, 1]), Ok((1, 65_536)));
+    }
+
+    #[test]
+    fn data_of_no_bytes_is_refused() {
+        for channel in [STDIN, STDOUT, STDERR] {
+            assert_eq!(Frame::decode(channel, &[]), Err(FrameError::Content(channel)));
+        }
+        assert_eq!(Frame::decode(9, &[1, 0]), Err(FrameError::Content(9)));
     }
 
     #[test]

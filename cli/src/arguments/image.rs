@@ -26,7 +26,7 @@ pub(crate) enum Image {
         pinnace image build app:v1 app-arm64 app-armv7 --as app -e PORT=80 --push\n  \
         pinnace image build site:v1 ./server ./public --cmd=--root --cmd=/ -o site.tar\n  \
         pinnace image build hello:v1 hello.wasm --push")]
-    Build(Build),
+    Build(Box<Build>),
     /// Copy an image into a registry: from an OCI layout, as a folder or a tar.
     #[command(after_help = "Examples:\n  \
         skopeo copy docker://nginx:1.29 oci-archive:nginx.tar\n  \

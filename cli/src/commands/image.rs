@@ -271,6 +271,6 @@ mod tests {
         ] {
             assert_eq!(reference(name).unwrap().to_string(), full);
         }
-        assert!(reference("App:v1").is_err());
+        reference("App:v1").unwrap_err();
     }
 }

@@ -110,7 +110,7 @@ fn container(pod: &Value, asked: Option<&str>) -> anyhow::Result<String> {
         return Ok(asked.to_owned());
     }
     let preferred = api::meta::annotation(pod, "kubectl.kubernetes.io/default-container");
-    let found = preferred.filter(|name| names.contains(name)).or(names.first().copied());
+    let found = preferred.filter(|name| names.contains(name)).or_else(|| names.first().copied());
     let Some(name) = found else { bail!("pod {} has no container", api::meta::name(pod)) };
     if pod["spec"]["containers"].as_array().is_some_and(|all| all.len() > 1) {
         console::note(format_args!("Defaulted container \"{name}\" out of: {}", names.join(", ")));

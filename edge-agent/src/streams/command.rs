@@ -45,8 +45,8 @@ pub(super) async fn serve(
     let (mut reader, mut writer) = tokio::io::split(stream);
     let (sender, frames) = frames::queue();
     let credits = [MASTER_WINDOW; 2].map(|window| watch::Sender::new(Credit::new(window)));
-    // Unbounded by its type, bounded by the window.
-    let (input, inputs) = mpsc::unbounded_channel();
+    // Each frame has a byte at least, so the window is room for all, and for the end.
+    let (input, inputs) = mpsc::channel(window() + 1);
     let queued = AtomicUsize::new(0);
     let stdin = feed(handle.stdin.take(), inputs, sender.clone(), &queued);
     let streams = (handle.stdout.take(), handle.stderr.take());
@@ -70,26 +70,29 @@ pub(super) async fn serve(
     frames::finish(&mut reader, &mut writer).await
 }
 
+fn window() -> usize {
+    usize::try_from(AGENT_WINDOW).unwrap_or(usize::MAX)
+}
+
 /// Takes what the master sends.
 async fn listen(
     reader: &mut (impl AsyncRead + Unpin),
     handle: &ExecHandle,
     credits: &[watch::Sender<Credit>; 2],
-    input: mpsc::UnboundedSender<Input>,
+    input: mpsc::Sender<Input>,
     queued: &AtomicUsize,
 ) -> io::Result<()> {
-    let window = usize::try_from(AGENT_WINDOW).unwrap_or(usize::MAX);
     loop {
         match frames::read(reader).await? {
             Frame::Stdin(bytes) => {
-                if queued.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len() > window {
+                if queued.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len() > window() {
                     return Err(io::Error::other("the master sent more than the window"));
                 }
                 // A process that takes no more input is no reason to stop.
-                let _ = input.send(Some(bytes));
+                let _ = input.try_send(Some(bytes));
             }
             Frame::StdinEnd => {
-                let _ = input.send(None);
+                let _ = input.try_send(None);
             }
             Frame::Resize { columns, rows } => {
                 let _ = handle.resize(WindowSize { columns, rows });
@@ -108,7 +111,7 @@ async fn listen(
 /// Writes input to the process, and gives credit for what it has taken.
 async fn feed(
     stdin: Option<ExecWriter>,
-    mut input: mpsc::UnboundedReceiver<Input>,
+    mut input: mpsc::Receiver<Input>,
     sender: Sender,
     queued: &AtomicUsize,
 ) {

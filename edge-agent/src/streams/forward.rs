@@ -29,7 +29,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A connection as the reader of frames knows it.
 struct Connection {
-    input: mpsc::UnboundedSender<Option<Vec<u8>>>,
+    input: mpsc::Sender<Option<Vec<u8>>>,
     queued: Arc<AtomicUsize>,
     credit: Arc<watch::Sender<Credit>>,
 }
@@ -89,7 +89,8 @@ async fn listen(
                     let _ = sender.send(Frame::Reset { connection, why }).await;
                     continue;
                 }
-                let (input, inputs) = mpsc::unbounded_channel();
+                // Each frame has a byte at least: room for all of the window, and for the end.
+                let (input, inputs) = mpsc::channel(window() + 1);
                 let queued = Arc::new(AtomicUsize::new(0));
                 let credit = Arc::new(watch::Sender::new(Credit::new(MASTER_WINDOW)));
                 let work = Work {
@@ -112,11 +113,11 @@ async fn listen(
                 if before + bytes.len() > window() {
                     return Err(io::Error::other("the master sent more than the window"));
                 }
-                let _ = known.input.send(Some(bytes));
+                let _ = known.input.try_send(Some(bytes));
             }
             Frame::Finish { connection } => {
                 if let Some(known) = connections.get(&connection) {
-                    let _ = known.input.send(None);
+                    let _ = known.input.try_send(None);
                 }
             }
             Frame::Reset { connection, .. } => {
@@ -150,7 +151,7 @@ impl Work {
         self,
         network: Option<PathBuf>,
         port: u16,
-        input: mpsc::UnboundedReceiver<Option<Vec<u8>>>,
+        input: mpsc::Receiver<Option<Vec<u8>>>,
     ) {
         let connection = self.connection;
         let result = match connect(network.as_deref(), port).await {
@@ -166,7 +167,7 @@ impl Work {
     async fn copy(
         &self,
         mut stream: TcpStream,
-        mut input: mpsc::UnboundedReceiver<Option<Vec<u8>>>,
+        mut input: mpsc::Receiver<Option<Vec<u8>>>,
     ) -> io::Result<()> {
         let connection = self.connection;
         let (mut from_pod, mut to_pod) = stream.split();
@@ -239,7 +240,7 @@ async fn connect(network: Option<&Path>, port: u16) -> io::Result<TcpStream> {
                 failed.get_or_insert(error);
             }
             Err(elapsed) => {
-                failed.get_or_insert(elapsed.into());
+                failed.get_or_insert_with(|| elapsed.into());
             }
         }
     }

@@ -115,7 +115,7 @@ mod tests {
         assert!(Path::new(&at("new/any")).is_dir() && Path::new(&at("new/file")).is_file());
         assert_eq!(check("/dev/null", Kind::CharDevice), "ok");
         assert_eq!(check("/dev/null", Kind::BlockDevice), not("a block device"));
-        assert!(check_local("pv", &at("folder")).is_ok());
+        check_local("pv", &at("folder")).unwrap();
         assert!(check_local("pv", &at("none")).is_err());
     }
 }

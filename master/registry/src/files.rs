@@ -417,7 +417,8 @@ impl Files {
             let mut entry = serde_json::json!({
                 "mediaType": kind, "digest": digest, "size": bytes.len(),
             });
-            let artifact = value["artifactType"].as_str().or(value["config"]["mediaType"].as_str());
+            let artifact =
+                value["artifactType"].as_str().or_else(|| value["config"]["mediaType"].as_str());
             if let Some(artifact) = artifact {
                 entry["artifactType"] = artifact.into();
             }

@@ -178,7 +178,8 @@ async fn modules_are_compiled_one_after_the_other() {
 async fn what_is_damaged_is_made_anew() {
     let mut master = Master::new(1 << 20);
     let (artifact, code) = master.ready("m", "sha256:m").await;
-    let damage: [(&str, fn(&Path)); 5] = [
+    type Damage = fn(&Path);
+    let damage: [(&str, Damage); 5] = [
         ("cwasm", |path| {
             let mut bytes = fs::read(path).unwrap();
             bytes[5] ^= 1;

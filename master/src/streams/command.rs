@@ -2,6 +2,7 @@
 //! attach.
 
 use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use apiserver::{CommandStream, Input, Output, Status};
 use bytes::Bytes;
@@ -46,9 +47,12 @@ async fn serve(
     let (mut reader, mut writer) = tokio::io::split(stream);
     let (sender, queued) = frames::queue();
     let credit = watch::Sender::new(Credit::new(AGENT_WINDOW));
-    let (taken, waiting) = mpsc::unbounded_channel();
-    let listen = listen(&mut reader, &credit, taken);
-    let pass_on = pass_on(waiting, outputs, &sender);
+    // Each frame has a byte at least, so the windows are room for all, and for the end.
+    let window = usize::try_from(MASTER_WINDOW).unwrap_or(usize::MAX);
+    let (taken, waiting) = mpsc::channel(2 * window + 1);
+    let windows = [MASTER_WINDOW; 2].map(|window| Mutex::new(Credit::new(window)));
+    let listen = listen(&mut reader, &credit, &windows, taken);
+    let pass_on = pass_on(waiting, outputs, &windows, &sender);
     let feed = feed(inputs, &credit, &sender);
     let write = frames::pump(queued, &mut writer);
     tokio::pin!(listen, pass_on, feed, write);
@@ -73,16 +77,19 @@ async fn serve(
 async fn listen(
     reader: &mut (impl AsyncRead + Unpin),
     credit: &watch::Sender<Credit>,
-    taken: mpsc::UnboundedSender<Frame>,
+    windows: &[Mutex<Credit>; 2],
+    taken: mpsc::Sender<Frame>,
 ) -> io::Result<()> {
     loop {
         match frames::read(reader).await? {
             Frame::Credit { channel: STDIN, bytes } => credit.send_modify(|c| c.give(bytes)),
+            Frame::Stdout(bytes) if !lock(&windows[0]).take(bytes.len()) => return Err(too_much()),
+            Frame::Stderr(bytes) if !lock(&windows[1]).take(bytes.len()) => return Err(too_much()),
             frame @ (Frame::Stdout(_) | Frame::Stderr(_)) => {
-                let _ = taken.send(frame);
+                let _ = taken.try_send(frame);
             }
             frame @ Frame::End(_) => {
-                let _ = taken.send(frame);
+                let _ = taken.try_send(frame);
                 return Ok(());
             }
             _ => {}
@@ -90,13 +97,21 @@ async fn listen(
     }
 }
 
+fn too_much() -> io::Error {
+    io::Error::other("the node sent more than it may")
+}
+
+fn lock(credit: &Mutex<Credit>) -> MutexGuard<'_, Credit> {
+    credit.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Hands output to the user, and credit back to the node.
 async fn pass_on(
-    mut waiting: mpsc::UnboundedReceiver<Frame>,
+    mut waiting: mpsc::Receiver<Frame>,
     outputs: &mpsc::Sender<Output>,
+    windows: &[Mutex<Credit>; 2],
     sender: &Sender,
 ) {
-    let mut windows = [Credit::new(MASTER_WINDOW); 2];
     while let Some(frame) = waiting.recv().await {
         let (channel, bytes, output) = match frame {
             Frame::Stdout(bytes) => (STDOUT, bytes.len(), Output::Stdout(Bytes::from(bytes))),
@@ -107,17 +122,11 @@ async fn pass_on(
             }
             _ => continue,
         };
-        let window = &mut windows[usize::from(channel == STDERR)];
-        if !window.take(bytes) {
-            let problem = "the node sent more than it may";
-            let _ = outputs.send(Output::Failed(Status::internal(problem))).await;
-            return;
-        }
         if outputs.send(output).await.is_err() {
             return;
         }
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        window.give(bytes);
+        lock(&windows[usize::from(channel == STDERR)]).give(bytes);
         if sender.send(Frame::Credit { channel, bytes }).await.is_err() {
             return;
         }

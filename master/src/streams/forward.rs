@@ -25,7 +25,7 @@ enum Said {
 
 /// A connection as the reader of frames knows it.
 struct Connection {
-    said: mpsc::UnboundedSender<Said>,
+    said: mpsc::Sender<Said>,
     window: Credit,
     credit: Arc<watch::Sender<Credit>>,
 }
@@ -62,7 +62,7 @@ pub(super) fn start(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static
         };
         tell.send_replace(Some(why.clone()));
         for (_, connection) in lock(&known).drain() {
-            let _ = connection.said.send(Said::Reset(why.clone()));
+            let _ = connection.said.try_send(Said::Reset(why.clone()));
         }
     });
     Ports { connections, sender, next: AtomicU16::new(0), broken, _alive: alive }
@@ -70,6 +70,10 @@ pub(super) fn start(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static
 
 fn lock(connections: &Connections) -> std::sync::MutexGuard<'_, HashMap<u16, Connection>> {
     connections.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn window() -> usize {
+    usize::try_from(MASTER_WINDOW).unwrap_or(usize::MAX)
 }
 
 /// Takes frames until the connection ends, and says why it has.
@@ -86,16 +90,16 @@ async fn listen(reader: &mut (impl AsyncRead + Unpin), connections: &Connections
                 if !found.window.take(bytes.len()) {
                     return "the node sent more than it may".to_owned();
                 }
-                let _ = found.said.send(Said::Bytes(bytes));
+                let _ = found.said.try_send(Said::Bytes(bytes));
             }
             Frame::Finish { connection } => {
                 if let Some(found) = known.get(&connection) {
-                    let _ = found.said.send(Said::Finish);
+                    let _ = found.said.try_send(Said::Finish);
                 }
             }
             Frame::Reset { connection, why } => {
                 if let Some(found) = known.remove(&connection) {
-                    let _ = found.said.send(Said::Reset(why));
+                    let _ = found.said.try_send(Said::Reset(why));
                 }
             }
             Frame::ConnectionCredit { connection, bytes } => {
@@ -116,7 +120,8 @@ impl Forwarder for Ports {
             if let Some(why) = &*self.broken.borrow() {
                 return Err(why.clone());
             }
-            let (said, heard) = mpsc::unbounded_channel();
+            // Each frame has a byte at least: room for all of the window, and for the ends.
+            let (said, heard) = mpsc::channel(window() + 2);
             let credit = Arc::new(watch::Sender::new(Credit::new(AGENT_WINDOW)));
             let number = {
                 let mut known = lock(&self.connections);
@@ -165,7 +170,7 @@ impl Work {
     async fn run(
         self,
         stream: DuplexStream,
-        mut heard: mpsc::UnboundedReceiver<Said>,
+        mut heard: mpsc::Receiver<Said>,
         tell: oneshot::Sender<String>,
     ) {
         let connection = self.number;

@@ -102,7 +102,7 @@ fn shim() -> ShimCommand {
 }
 
 /// A folder, a layer, the namespaces of one pod.
-struct Machine {
+pub(crate) struct Machine {
     folder: tempfile::TempDir,
     cgroup_root: String,
     executor: tokio::runtime::Runtime,

@@ -342,8 +342,8 @@ mod tests {
             build(&[path]).unwrap().digest(),
             Built::wasm(b"\0asm\x01\0\0\0".to_vec()).digest()
         );
-        assert!(build(&[path, path]).is_err());
-        assert!(build(&[path, folder.path().to_str().unwrap()]).is_err());
+        build(&[path, path]).unwrap_err();
+        build(&[path, folder.path().to_str().unwrap()]).unwrap_err();
     }
 
     #[test]

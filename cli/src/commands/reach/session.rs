@@ -26,6 +26,8 @@ const CLOSE: u8 = 255;
 const INPUT_BYTES: usize = 16 << 10;
 /// Pieces of input that wait for the connection.
 const INPUT_AHEAD: usize = 4;
+/// Pieces of output that wait to be written.
+const OUTPUT_AHEAD: usize = 4;
 
 /// What is asked of the API.
 pub(super) struct Query<'a> {
@@ -108,7 +110,7 @@ impl<W: Socket> Session<W> {
                 }
             });
         }
-        let show = |channel: u8, bytes: &[u8]| {
+        let show = async |channel: u8, bytes: &[u8]| {
             if channel == STDERR {
                 let mut err = io::stderr().lock();
                 err.write_all(bytes).and_then(|()| err.flush())?;
@@ -134,7 +136,7 @@ impl<W: Socket> Session<W> {
                 }
             }
         });
-        let (out, mut outs) = mpsc::unbounded_channel::<Bytes>();
+        let (out, mut outs) = mpsc::channel::<Bytes>(OUTPUT_AHEAD);
         let mut stdout = stdout;
         let writer = tokio::spawn(async move {
             while let Some(bytes) = outs.recv().await {
@@ -142,10 +144,10 @@ impl<W: Socket> Session<W> {
             }
             stdout.shutdown().await
         });
-        let show = move |channel: u8, bytes: &[u8]| {
+        let show = async move |channel: u8, bytes: &[u8]| {
             if channel == STDERR {
                 io::stderr().lock().write_all(bytes)?;
-            } else if out.send(Bytes::copy_from_slice(bytes)).is_err() {
+            } else if out.send(Bytes::copy_from_slice(bytes)).await.is_err() {
                 return Err(anyhow!("what was received cannot be written"));
             }
             Ok(())
@@ -160,7 +162,7 @@ impl<W: Socket> Session<W> {
         mut input: mpsc::Receiver<Bytes>,
         stdin: bool,
         tty: bool,
-        mut show: impl FnMut(u8, &[u8]) -> anyhow::Result<()>,
+        mut show: impl AsyncFnMut(u8, &[u8]) -> anyhow::Result<()>,
     ) -> anyhow::Result<u8> {
         let Self { mut socket, can_close } = self;
         let mut resized = signal(SignalKind::window_change())?;
@@ -181,7 +183,9 @@ impl<W: Socket> Session<W> {
                         Some(Err(error)) => return Err(error).context("the connection broke"),
                     };
                     match bytes.split_first() {
-                        Some((&channel, rest)) if matches!(channel, STDOUT | STDERR) => show(channel, rest)?,
+                        Some((&channel, rest)) if matches!(channel, STDOUT | STDERR) => {
+                            show(channel, rest).await?;
+                        }
                         Some((&STATUS, rest)) => return exit_code(rest),
                         _ => {}
                     }

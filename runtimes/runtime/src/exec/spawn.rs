@@ -115,10 +115,10 @@ fn spawn(program: &ShimCommand, dir: &ContainerDir, control: OwnedFd) -> io::Res
 /// Waits for the exec process, so that nothing of it stays.
 async fn reap(mut child: Child) {
     let pid = rustix::process::Pid::from_child(&child);
-    if let Ok(pidfd) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
-        if let Err(error) = process::ended(pidfd).await {
-            tracing::error!(%error, "cannot watch an exec process");
-        }
+    if let Ok(pidfd) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
+        && let Err(error) = process::ended(pidfd).await
+    {
+        tracing::error!(%error, "cannot watch an exec process");
     }
     // It has ended, so this does not wait.
     let _ = child.wait();

@@ -13,19 +13,13 @@ use crate::harness::pods::name;
 use crate::harness::process::{processes, read_lossy};
 
 /// The shims of a board's agent. A guest is a fork of its shim and has its words,
-/// so a child of one of them is none.
+/// but a name of its own.
 pub(super) fn shims(agent: &Agent) -> Vec<i32> {
     let folder = format!("{}/containers/", agent.run_dir().display());
     let mut found = processes(&[&folder]);
-    found.retain(|pid| words(*pid).any(|word| word == "shim"));
-    let all = found.clone();
-    found.retain(|pid| parent(*pid).is_none_or(|parent| !all.contains(&parent)));
+    let comm = |pid: i32| read_lossy(Path::new(&format!("/proc/{pid}/comm")));
+    found.retain(|pid| words(*pid).any(|word| word == "shim") && comm(*pid) != "wasm-guest\n");
     found
-}
-
-fn parent(pid: i32) -> Option<i32> {
-    let stat = read_lossy(Path::new(&format!("/proc/{pid}/stat")));
-    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
 
 fn words(pid: i32) -> impl Iterator<Item = String> {

@@ -11,7 +11,7 @@ use futures::StreamExt;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, PostParams, WatchEvent};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::client::{is_running, kube, node_becomes_ready, pod, pods, watch_pods};
 use crate::report::{Samples, note, value};
@@ -19,6 +19,8 @@ use crate::rival::Rival;
 use crate::world::World;
 
 const LIMIT: Duration = Duration::from_secs(60);
+/// The kernel goes on taking the network of the pod before apart, for some 40 ms.
+const PAUSE: Duration = Duration::from_millis(250);
 
 pub(crate) async fn measure(world: &mut World, n_pods: usize, cpu: &str) -> anyhow::Result<()> {
     world.start_registry().await?;
@@ -33,12 +35,14 @@ pub(crate) async fn measure(world: &mut World, n_pods: usize, cpu: &str) -> anyh
     let mut alone = Vec::new();
     for n in 0..=n_pods {
         for (at, kind) in ["oci", "wasm"].iter().enumerate() {
+            sleep(PAUSE).await;
             let time = one(&client, kind, &format!("{kind}-{n}"), cpu).await?;
             if n > 0 {
                 bound[at].push(time.bound);
                 times[at].push(time.running);
             }
         }
+        sleep(PAUSE).await;
         alone.push(rival.start()?);
     }
     for ((what, bar_p50, bar_p99), (times, bound)) in

@@ -151,8 +151,7 @@ pub async fn run(
         let mut is_done = true;
         if let Some(set) = set.clone() {
             let folders = folders.clone();
-            let n_wanted =
-                set::node_config(&set).map_or(0, |config| config.remove_volumes.len());
+            let n_wanted = set::node_config(&set).map_or(0, |config| config.remove_volumes.len());
             let found = tokio::task::spawn_blocking(move || clear(&set, &folders))
                 .await
                 .expect("removing folders does not panic");

@@ -373,7 +373,12 @@ mod tests {
     }
 
     fn dirs(folder: &Path) -> PodDirs {
-        PodDirs { run: folder.join("run"), disk: folder.join("disk"), logs: folder.join("logs"), storage: folder.join("storage") }
+        PodDirs {
+            run: folder.join("run"),
+            disk: folder.join("disk"),
+            logs: folder.join("logs"),
+            storage: folder.join("storage"),
+        }
     }
 
     #[test]

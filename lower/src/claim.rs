@@ -58,7 +58,8 @@ pub fn claimed(
     claim: Option<&Value>,
     find: impl FnOnce(&str) -> Option<Value>,
 ) -> Claimed {
-    let waits = |why: String| Claimed::Waits(format!("error processing PVC {namespace}/{name}: {why}"));
+    let waits =
+        |why: String| Claimed::Waits(format!("error processing PVC {namespace}/{name}: {why}"));
     let Some(claim) = claim else {
         return waits(format!(
             "failed to fetch PVC from API server: persistentvolumeclaims \"{name}\" not found"
@@ -183,9 +184,11 @@ mod tests {
         let host = || Claimed::Host { path: "/srv".to_owned(), kind: String::new() };
         assert!(matches!(of(host(), true), VolumeSourceV1::Local { read_only: true, .. }));
         assert!(matches!(of(host(), false), VolumeSourceV1::HostPath { .. }));
-        let VolumeSourceV1::Waits(why) =
-            lower("ns", &VolumeClaim { claim_name: "x".to_owned(), read_only: false }, &Claims::new())
-        else {
+        let VolumeSourceV1::Waits(why) = lower(
+            "ns",
+            &VolumeClaim { claim_name: "x".to_owned(), read_only: false },
+            &Claims::new(),
+        ) else {
             panic!("a claim nobody knows");
         };
         assert!(why.contains("persistentvolumeclaims \"x\" not found"), "{why}");

@@ -124,10 +124,8 @@ fn node_affinity(spec: &Fields, errors: &mut Errors) {
                 errors.one_of(&at.field("operator"), operator, NODE_OPERATORS, true);
                 let values = at.field("values");
                 match (operator, items(expression, "values").len()) {
-                    ("In" | "NotIn", 0) => errors.required(
-                        &values,
-                        "must be specified when `operator` is 'In' or 'NotIn'",
-                    ),
+                    ("In" | "NotIn", 0) => errors
+                        .required(&values, "must be specified when `operator` is 'In' or 'NotIn'"),
                     ("Exists" | "DoesNotExist", 1..) => errors.forbidden(
                         &values,
                         "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
@@ -254,10 +252,8 @@ pub(super) fn class_update(old: &Fields, new: &Fields, errors: &mut Errors) {
             if value.as_object().is_some_and(Fields::is_empty) { Value::Null } else { value }
         };
         if said(old) != said(new) {
-            errors.forbidden(
-                &Path::Root.field(field),
-                &format!("updates to {field} are forbidden."),
-            );
+            errors
+                .forbidden(&Path::Root.field(field), &format!("updates to {field} are forbidden."));
         }
     }
     if text(old, "volumeBindingMode") != text(new, "volumeBindingMode") {
@@ -285,8 +281,9 @@ fn access_modes(spec: &Fields, detail: &str, errors: &mut Errors) {
 fn volume_mode(spec: &Fields, errors: &mut Errors) {
     let path = SPEC.field("volumeMode");
     match text(spec, "volumeMode") {
-        "Block" => errors
-            .forbidden(&path, "Pinnace cannot do this: block devices are not implemented"),
+        "Block" => {
+            errors.forbidden(&path, "Pinnace cannot do this: block devices are not implemented")
+        }
         mode => errors.one_of(&path, mode, &["Block", "Filesystem"], false),
     }
     if !text(spec, "volumeAttributesClassName").is_empty() {
@@ -335,7 +332,12 @@ mod tests {
     #[test]
     fn volumes() {
         check_create("", "PersistentVolume", local(), &expect![""]);
-        check_create("", "PersistentVolume", json!({"metadata": {"name": "pv"}, "spec": {}}), &expect![""]);
+        check_create(
+            "",
+            "PersistentVolume",
+            json!({"metadata": {"name": "pv"}, "spec": {}}),
+            &expect![""],
+        );
         let mut bad = local();
         bad["spec"]["capacity"] = json!({"storage": "0", "cpu": "1"});
         bad["spec"]["accessModes"] = json!(["ReadWriteOncePod", "Often"]);

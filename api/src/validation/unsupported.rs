@@ -88,13 +88,20 @@ const CONTAINER_WARNED: &[Line] = &[
 ];
 
 /// Sources of a volume that the agent makes.
-const VOLUME_HONOURED: &[&str] =
-    &["name", "configMap", "secret", "emptyDir", "hostPath", "downwardAPI", "projected", "persistentVolumeClaim"];
+const VOLUME_HONOURED: &[&str] = &[
+    "name",
+    "configMap",
+    "secret",
+    "emptyDir",
+    "hostPath",
+    "downwardAPI",
+    "projected",
+    "persistentVolumeClaim",
+];
 
 /// Warned about in a volume; any other source gets [`VOLUME_OTHER`].
-const VOLUME_WARNED: &[Line] = &[
-    ("ephemeral", When::Set, "the folder is empty and goes with the pod"),
-];
+const VOLUME_WARNED: &[Line] =
+    &[("ephemeral", When::Set, "the folder is empty and goes with the pod")];
 /// Warned about in a PersistentVolume's spec.
 const PERSISTENT_VOLUME_WARNED: &[Line] =
     &[("mountOptions", When::Set, "a folder is mounted as it is")];

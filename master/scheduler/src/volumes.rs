@@ -64,9 +64,8 @@ impl Claims {
             if claim.selected.as_ref().is_some_and(|selected| *selected != node.name) {
                 return Err(Rejection::NoVolumeToBind);
             }
-            let here = |one: &&Candidate| {
-                node.meets(&one.affinity) && !taken.contains(&&one.volume)
-            };
+            let here =
+                |one: &&Candidate| node.meets(&one.affinity) && !taken.contains(&&one.volume);
             if let Some(found) = claim.candidates.iter().find(here) {
                 taken.push(&found.volume);
                 choices.push(Choice::Volume(Arc::clone(&found.volume)));
@@ -131,15 +130,13 @@ mod tests {
     fn no_volume_is_given_to_two_claims_of_a_pod() {
         let claim = || unbound(&[("small", "a"), ("large", "a"), ("other", "b")], None);
         let claims = Claims { bound: vec![], unbound: vec![claim(), claim()] };
-        check(
-            &claims,
-            &[("a", Ok(&["small", "large"])), ("b", Err(Rejection::NoVolumeToBind))],
-        );
+        check(&claims, &[("a", Ok(&["small", "large"])), ("b", Err(Rejection::NoVolumeToBind))]);
     }
 
     #[test]
     fn what_no_volume_fits_is_made_where_that_may_be() {
-        let claims = Claims { bound: vec![], unbound: vec![unbound(&[("v", "a")], Some(on(&["a", "b"])))] };
+        let claims =
+            Claims { bound: vec![], unbound: vec![unbound(&[("v", "a")], Some(on(&["a", "b"])))] };
         check(
             &claims,
             &[("a", Ok(&["v"])), ("b", Ok(&["new"])), ("c", Err(Rejection::NoVolumeToBind))],

@@ -83,13 +83,14 @@ pub struct Controller<C> {
 
 /// Asks for a look at what a change may concern.
 pub fn feed(caches: &Caches, queue: &Sender<Key>) {
-    let waiting = |claims: &Cache<Claim>, queue: &Sender<Key>, concerned: &dyn Fn(&Claim) -> bool| {
-        for claim in claims.all() {
-            if !claim.is_bound && concerned(&claim) {
-                queue.add(Key::Claim(claim.meta.key.clone()));
+    let waiting =
+        |claims: &Cache<Claim>, queue: &Sender<Key>, concerned: &dyn Fn(&Claim) -> bool| {
+            for claim in claims.all() {
+                if !claim.is_bound && concerned(&claim) {
+                    queue.add(Key::Claim(claim.meta.key.clone()));
+                }
             }
-        }
-    };
+        };
     let (sender, all, volumes) = (queue.clone(), caches.claims.clone(), caches.volumes.clone());
     caches.claims.on_change(move |before, after| {
         let Some(claim) = after.or(before) else { return };
@@ -249,7 +250,10 @@ impl<C: Cluster> Controller<C> {
                     } else {
                         spec.shift_remove("claimRef");
                     }
-                    remove(object.pointer_mut("/metadata/annotations"), storage::BOUND_BY_CONTROLLER);
+                    remove(
+                        object.pointer_mut("/metadata/annotations"),
+                        storage::BOUND_BY_CONTROLLER,
+                    );
                     true
                 };
                 self.volume(work, &volume, Part::Main, change).await

@@ -13,8 +13,8 @@
 
 use std::sync::Arc;
 
-use api::strategy::{CLAIM_PROTECTION, VOLUME_PROTECTION};
 use api::storage;
+use api::strategy::{CLAIM_PROTECTION, VOLUME_PROTECTION};
 
 use super::matching::{Stock, problem};
 use crate::projection::{Claim, Class, Holder, Volume};
@@ -224,11 +224,8 @@ fn unbound(
         return;
     }
     let waits = stock.waits(claim);
-    let found = if waits {
-        stock.set_aside(claim)
-    } else {
-        stock.candidates(claim).into_iter().next()
-    };
+    let found =
+        if waits { stock.set_aside(claim) } else { stock.candidates(claim).into_iter().next() };
     if let Some(volume) = found {
         bind(claim, volume, steps);
         return;

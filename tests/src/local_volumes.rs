@@ -203,7 +203,7 @@ fn a_folder_is_made_for_a_claim_and_goes_with_it() {
     world.node_becomes_ready(&node_name);
     assert_eq!(world.agents[at].processes_by_container(), before);
 
-    // The claim goes with its pods; the node is away meanwhile.
+    // The claim goes with its pods.
     world.kubectl("delete pvc data --wait=false").ok();
     world.kubectl("scale deployment app --replicas=0").ok();
     is_gone(&world, &format!("{CLAIMS}/data"));

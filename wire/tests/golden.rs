@@ -154,6 +154,11 @@ fn pod() -> PodV1 {
                 },
             },
             VolumeV1 {
+                name: "made".into(),
+                source: VolumeSourceV1::Made { volume: "pvc-1".into(), read_only: true },
+            },
+            VolumeV1 { name: "open".into(), source: VolumeSourceV1::Waits("why".into()) },
+            VolumeV1 {
                 name: "all".into(),
                 source: VolumeSourceV1::Projected {
                     sources: vec![

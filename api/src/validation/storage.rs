@@ -336,7 +336,11 @@ mod tests {
             "",
             "PersistentVolume",
             json!({"metadata": {"name": "pv"}, "spec": {}}),
-            &expect![""],
+            &expect![[r#"
+                Required spec.accessModes: Required value
+                Required spec.capacity: Required value
+                Required spec: Required value: must specify a volume type
+            "#]],
         );
         let mut bad = local();
         bad["spec"]["capacity"] = json!({"storage": "0", "cpu": "1"});
@@ -347,15 +351,48 @@ mod tests {
         bad["spec"]["nfs"] = json!({"server": "x", "path": "/"});
         bad["spec"]["nodeAffinity"]["required"]["nodeSelectorTerms"] = json!([{"matchExpressions": [
             {"key": "", "operator": "Near"}, {"key": "a", "operator": "In"}]}]);
-        check_create("", "PersistentVolume", bad, &expect![""]);
+        check_create(
+            "",
+            "PersistentVolume",
+            bad,
+            &expect![[r#"
+            NotSupported spec.accessModes: Unsupported value: "Often": supported values: "ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"
+            Forbidden spec.accessModes: Forbidden: may not use ReadWriteOncePod with other access modes
+            Invalid spec.capacity[storage]: Invalid value: "0": must be greater than zero
+            NotSupported spec.capacity: Unsupported value: "cpu": supported values: "storage"
+            Forbidden spec.persistentVolumeReclaimPolicy: Forbidden: Pinnace cannot do this: volumes are not recycled, use "Retain" or "Delete"
+            Forbidden spec.volumeMode: Forbidden: Pinnace cannot do this: block devices are not implemented
+            Forbidden spec.nfs: Forbidden: may not specify more than 1 volume type
+            Invalid spec.local.path: Invalid value: "a/../b": must not contain '..'
+            Invalid spec.nodeAffinity.required.nodeSelectorTerms[0].matchExpressions[0].key: Invalid value: "": name part must be non-empty
+            Invalid spec.nodeAffinity.required.nodeSelectorTerms[0].matchExpressions[0].key: Invalid value: "": name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')
+            NotSupported spec.nodeAffinity.required.nodeSelectorTerms[0].matchExpressions[0].operator: Unsupported value: "Near": supported values: "In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"
+            Required spec.nodeAffinity.required.nodeSelectorTerms[0].matchExpressions[1].values: Required value: must be specified when `operator` is 'In' or 'NotIn'
+        "#]],
+        );
         let mut bad = local();
         bad["spec"].as_object_mut().unwrap().remove("local");
         bad["spec"].as_object_mut().unwrap().remove("nodeAffinity");
         bad["spec"]["csi"] = json!({"driver": "x"});
-        check_create("", "PersistentVolume", bad.clone(), &expect![""]);
+        check_create(
+            "",
+            "PersistentVolume",
+            bad.clone(),
+            &expect![[r#"
+            Forbidden spec.csi: Forbidden: Pinnace cannot do this: nodes have volumes of the types local and hostPath
+        "#]],
+        );
         bad["spec"].as_object_mut().unwrap().remove("csi");
         bad["spec"]["local"] = json!({"path": "relative"});
-        check_create("", "PersistentVolume", bad, &expect![""]);
+        check_create(
+            "",
+            "PersistentVolume",
+            bad,
+            &expect![[r#"
+            Invalid spec.local.path: Invalid value: "relative": must be an absolute path
+            Required spec.nodeAffinity: Required value: Local volume requires node affinity
+        "#]],
+        );
     }
 
     #[test]
@@ -367,7 +404,16 @@ mod tests {
         new["spec"]["local"]["path"] = json!("/elsewhere");
         new["spec"]["nodeAffinity"]["required"]["nodeSelectorTerms"][0]["matchExpressions"][0]["values"] =
             json!(["other"]);
-        check_update("", "PersistentVolume", &local(), &new, &expect![""]);
+        check_update(
+            "",
+            "PersistentVolume",
+            &local(),
+            &new,
+            &expect![[r#"
+            Forbidden spec.persistentvolumesource: Forbidden: spec.persistentvolumesource is immutable after creation
+            Invalid spec.nodeAffinity: Invalid value: {"required":{"nodeSelectorTerms":[{"matchExpressions":[{"key":"kubernetes.io/hostname","operator":"In","values":["other"]}]}]}}: field is immutable
+        "#]],
+        );
     }
 
     #[test]
@@ -382,7 +428,16 @@ mod tests {
                 "dataSource": {"kind": "PersistentVolumeClaim", "name": "x"},
                 "volumeAttributesClassName": "gold",
             }}),
-            &expect![""],
+            &expect![[r#"
+                Required spec.accessModes: Required value: at least 1 access mode is required
+                Invalid spec.selector: Invalid value: {"matchExpressions":[{"key":"a","operator":"Near"}]}: "Near" is not a valid label selector operator
+                Required spec.resources[storage]: Required value
+                Forbidden spec.volumeMode: Forbidden: Pinnace cannot do this: block devices are not implemented
+                Forbidden spec.volumeAttributesClassName: Forbidden: Pinnace cannot do this: a folder has no attributes
+                Invalid spec.storageClassName: Invalid value: "A B": a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')
+                Invalid spec.volumeName: Invalid value: "_": a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')
+                Forbidden spec.dataSource: Forbidden: Pinnace cannot do this: a volume starts empty, with no snapshot or other claim copied into it
+            "#]],
         );
     }
 
@@ -395,7 +450,16 @@ mod tests {
         let mut other = bound.clone();
         other["spec"]["volumeName"] = json!("pv2");
         other["spec"]["resources"]["requests"]["storage"] = json!("2Gi");
-        check_update("", "PersistentVolumeClaim", &bound, &other, &expect![""]);
+        check_update(
+            "",
+            "PersistentVolumeClaim",
+            &bound,
+            &other,
+            &expect![[r#"
+            Forbidden spec: Forbidden: spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims
+            Forbidden spec.resources: Forbidden: only dynamically provisioned pvc can be resized and the storageclass that provisions the pvc must support resize
+        "#]],
+        );
     }
 
     #[test]
@@ -404,10 +468,29 @@ mod tests {
         check_create("storage.k8s.io", "StorageClass", class.clone(), &expect![""]);
         let other = json!({"metadata": {"name": "c"}, "provisioner": "-/x", "reclaimPolicy": "Recycle",
             "volumeBindingMode": "Later"});
-        check_create("storage.k8s.io", "StorageClass", other, &expect![""]);
+        check_create(
+            "storage.k8s.io",
+            "StorageClass",
+            other,
+            &expect![[r#"
+            Invalid provisioner: Invalid value: "-/x": prefix part a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')
+            NotSupported reclaimPolicy: Unsupported value: "Recycle": supported values: "Delete", "Retain"
+            NotSupported volumeBindingMode: Unsupported value: "Later": supported values: "Immediate", "WaitForFirstConsumer"
+        "#]],
+        );
         let mut with = class.clone();
         with["parameters"] = json!({"path": "/"});
         with["volumeBindingMode"] = json!("WaitForFirstConsumer");
-        check_update("storage.k8s.io", "StorageClass", &class, &with, &expect![""]);
+        check_update(
+            "storage.k8s.io",
+            "StorageClass",
+            &class,
+            &with,
+            &expect![[r#"
+            Forbidden parameters: Forbidden: the provisioner pinnace.io/local-path knows no parameters
+            Forbidden parameters: Forbidden: updates to parameters are forbidden.
+            Invalid volumeBindingMode: Invalid value: "WaitForFirstConsumer": field is immutable
+        "#]],
+        );
     }
 }

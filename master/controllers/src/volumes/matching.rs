@@ -46,12 +46,13 @@ impl Stock {
         claim.class.as_deref().and_then(|class| self.class(class)).is_some_and(|class| class.waits)
     }
 
-    /// The volume that is set aside for a claim, by its user or because it was chosen.
+    /// The volume that is set aside for a claim, by its user or because it was
+    /// chosen. As upstream, only its size counts then.
     #[must_use]
     pub fn set_aside(&self, claim: &Claim) -> Option<&Arc<Volume>> {
         let mine = |volume: &&Arc<Volume>| {
             volume.claim.as_ref().is_some_and(|holder| holder.is(claim))
-                && problem(claim, volume).is_none()
+                && volume.bytes >= claim.bytes
                 && !volume.meta.is_deleting()
         };
         self.volumes.iter().find(mine)

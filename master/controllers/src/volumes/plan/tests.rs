@@ -99,12 +99,16 @@ fn the_smallest_that_fits_is_taken() {
             volume_of("labelled", "5Gi", |v| v["metadata"]["labels"] = json!({"disk": "ssd"})),
         ]
     };
-    check(&claim_of(|_| ()), all(), &expect![[r#"
+    check(
+        &claim_of(|_| ()),
+        all(),
+        &expect![[r#"
         SetAside { volume: "a", claim: Holder { key: ObjectKey { namespace: "ns", name: "c" }, uid: "u1" }, by_controller: true }
         VolumePhase { volume: "a", phase: "Bound", message: "" }
         Bind { volume: "a", by_controller: true }
         ClaimPhase { phase: "Bound", has: Some(("2Gi", ["ReadWriteOnce"])) }
-    "#]]);
+    "#]],
+    );
     check(
         &claim_of(|c| c["spec"]["selector"] = json!({"matchLabels": {"disk": "ssd"}})),
         all(),
@@ -120,32 +124,60 @@ fn the_smallest_that_fits_is_taken() {
 #[test]
 fn a_claim_that_finds_nothing_says_why() {
     let class = |name: &'static str| claim_of(move |c| c["spec"]["storageClassName"] = json!(name));
-    check(&class(""), vec![], &expect![[r#"
+    check(
+        &class(""),
+        vec![],
+        &expect![[r#"
         says FailedBinding: no persistent volumes available for this claim and no storage class is set
-    "#]]);
-    check(&class("now"), vec![], &expect![[r#"
+    "#]],
+    );
+    check(
+        &class("now"),
+        vec![],
+        &expect![[r#"
         warns ProvisioningFailed: no volume plugin matched name: kubernetes.io/no-provisioner
-    "#]]);
+    "#]],
+    );
     let later = |v: &mut Value| v["spec"]["storageClassName"] = json!("later");
-    check(&class("later"), vec![volume_of("fits", "1Gi", later)], &expect![[r#"
+    check(
+        &class("later"),
+        vec![volume_of("fits", "1Gi", later)],
+        &expect![[r#"
         says WaitForFirstConsumer: waiting for first consumer to be created before binding
-    "#]]);
-    check(&class("missing"), vec![], &expect![[r#"
+    "#]],
+    );
+    check(
+        &class("missing"),
+        vec![],
+        &expect![[r#"
         warns ProvisioningFailed: storageclass.storage.k8s.io "missing" not found
-    "#]]);
-    check(&class("other"), vec![], &expect![[r#"
+    "#]],
+    );
+    check(
+        &class("other"),
+        vec![],
+        &expect![[r#"
         AskProvisioner("example.com/nfs")
         says ExternalProvisioning: Waiting for a volume to be created either by the external provisioner 'example.com/nfs' or manually by the system administrator. If volume creation is delayed, please verify that the provisioner is running and correctly registered.
-    "#]]);
-    check(&class("hasty"), vec![], &expect![[r#"
+    "#]],
+    );
+    check(
+        &class("hasty"),
+        vec![],
+        &expect![[r#"
         warns ProvisioningFailed: failed to provision volume with StorageClass "hasty": a folder is made on the node of the first pod: use a class with volumeBindingMode WaitForFirstConsumer
-    "#]]);
+    "#]],
+    );
     let none = claim_of(|c| {
         c["spec"].as_object_mut().unwrap().remove("storageClassName");
     });
-    check(&none, vec![], &expect![[r#"
+    check(
+        &none,
+        vec![],
+        &expect![[r#"
         GiveClass("local-path")
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -157,38 +189,66 @@ fn a_folder_is_made_where_the_first_pod_goes() {
             change(c);
         })
     };
-    check(&on("", &|_| ()), vec![], &expect![[r#"
+    check(
+        &on("", &|_| ()),
+        vec![],
+        &expect![[r#"
         says WaitForFirstConsumer: waiting for first consumer to be created before binding
-    "#]]);
-    check(&on("pi", &|_| ()), vec![], &expect![[r#"
+    "#]],
+    );
+    check(
+        &on("pi", &|_| ()),
+        vec![],
+        &expect![[r#"
         makes pvc-u1 1Gi on pi at /s/pvc-u1 for ns/c u1
         says ProvisioningSucceeded: Successfully provisioned volume pvc-u1
-    "#]]);
-    check(&on("gone", &|_| ()), vec![], &expect![[r#"
+    "#]],
+    );
+    check(
+        &on("gone", &|_| ()),
+        vec![],
+        &expect![[r#"
         warns ProvisioningFailed: failed to provision volume with StorageClass "local-path": node "gone" not found
         ForgetNode
-    "#]]);
-    check(&on("new", &|_| ()), vec![], &expect![[r#"
+    "#]],
+    );
+    check(
+        &on("new", &|_| ()),
+        vec![],
+        &expect![[r#"
         warns ProvisioningFailed: failed to provision volume with StorageClass "local-path": node "new" has not said where its folder for volumes is
-    "#]]);
+    "#]],
+    );
     let shared = |c: &mut Value| c["spec"]["accessModes"] = json!(["ReadWriteMany"]);
-    check(&on("pi", &shared), vec![], &expect![[r#"
+    check(
+        &on("pi", &shared),
+        vec![],
+        &expect![[r#"
         warns ProvisioningFailed: failed to provision volume with StorageClass "local-path": access mode ReadWriteMany: a folder of one node has ReadWriteOnce and ReadWriteOncePod only
-    "#]]);
+    "#]],
+    );
     let choosy = |c: &mut Value| c["spec"]["selector"] = json!({"matchLabels": {"a": "b"}});
-    check(&on("pi", &choosy), vec![], &expect![[r#"
+    check(
+        &on("pi", &choosy),
+        vec![],
+        &expect![[r#"
         warns ProvisioningFailed: failed to provision volume with StorageClass "local-path": a new volume has no labels for spec.selector to choose by
-    "#]]);
+    "#]],
+    );
     // Made and not bound yet: the binding goes on.
     let made = volume_of("pvc-u1", "1Gi", |v| {
         v["spec"]["storageClassName"] = json!("local-path");
         v["spec"]["claimRef"] = json!({"namespace": "ns", "name": "c", "uid": "u1"});
     });
-    check(&on("pi", &|_| ()), vec![made], &expect![[r#"
+    check(
+        &on("pi", &|_| ()),
+        vec![made],
+        &expect![[r#"
         VolumePhase { volume: "pvc-u1", phase: "Bound", message: "" }
         Bind { volume: "pvc-u1", by_controller: true }
         ClaimPhase { phase: "Bound", has: Some(("1Gi", ["ReadWriteOnce"])) }
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -200,30 +260,50 @@ fn what_a_user_named_is_bound_or_waited_for() {
         }
     };
     check(&named, vec![], &expect![""]);
-    check(&named, vec![volume_of("v", "1Gi", |_| ())], &expect![[r#"
+    check(
+        &named,
+        vec![volume_of("v", "1Gi", |_| ())],
+        &expect![[r#"
         SetAside { volume: "v", claim: Holder { key: ObjectKey { namespace: "ns", name: "c" }, uid: "u1" }, by_controller: true }
         VolumePhase { volume: "v", phase: "Bound", message: "" }
         Bind { volume: "v", by_controller: false }
         ClaimPhase { phase: "Bound", has: Some(("1Gi", ["ReadWriteOnce"])) }
-    "#]]);
-    check(&named, vec![volume_of("v", "1Mi", |_| ())], &expect![[r#"
+    "#]],
+    );
+    check(
+        &named,
+        vec![volume_of("v", "1Mi", |_| ())],
+        &expect![[r#"
         warns VolumeMismatch: Cannot bind to requested volume "v": requested PV is too small
-    "#]]);
-    check(&named, vec![volume_of("v", "1Gi", held("other", "u9"))], &expect![[r#"
+    "#]],
+    );
+    check(
+        &named,
+        vec![volume_of("v", "1Gi", held("other", "u9"))],
+        &expect![[r#"
         warns FailedBinding: volume "v" already bound to a different claim.
-    "#]]);
+    "#]],
+    );
     // From the volume's side: before one that fits better, and only of this uid.
     let open = claim_of(|_| ());
     let set_aside = volume_of("v", "9Gi", held("c", ""));
-    check(&open, vec![volume_of("fits", "1Gi", |_| ()), set_aside], &expect![[r#"
+    check(
+        &open,
+        vec![volume_of("fits", "1Gi", |_| ()), set_aside],
+        &expect![[r#"
         SetAside { volume: "v", claim: Holder { key: ObjectKey { namespace: "ns", name: "c" }, uid: "u1" }, by_controller: false }
         VolumePhase { volume: "v", phase: "Bound", message: "" }
         Bind { volume: "v", by_controller: true }
         ClaimPhase { phase: "Bound", has: Some(("9Gi", ["ReadWriteOnce"])) }
-    "#]]);
-    check(&open, vec![volume_of("v", "1Gi", held("c", "u0"))], &expect![[r#"
+    "#]],
+    );
+    check(
+        &open,
+        vec![volume_of("v", "1Gi", held("c", "u0"))],
+        &expect![[r#"
         warns ProvisioningFailed: no volume plugin matched name: kubernetes.io/no-provisioner
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -242,23 +322,35 @@ fn a_bound_claim_is_kept_so_or_lost() {
     };
     check(&bound("Bound"), vec![volume_of("v", "1Gi", whole)], &expect![""]);
     // Half of it, after a master that died or a restored store.
-    check(&bound("Pending"), vec![volume_of("v", "1Gi", |_| ())], &expect![[r#"
+    check(
+        &bound("Pending"),
+        vec![volume_of("v", "1Gi", |_| ())],
+        &expect![[r#"
         SetAside { volume: "v", claim: Holder { key: ObjectKey { namespace: "ns", name: "c" }, uid: "u1" }, by_controller: true }
         VolumePhase { volume: "v", phase: "Bound", message: "" }
         ClaimPhase { phase: "Bound", has: Some(("1Gi", ["ReadWriteOnce"])) }
-    "#]]);
-    check(&bound("Bound"), vec![], &expect![[r#"
+    "#]],
+    );
+    check(
+        &bound("Bound"),
+        vec![],
+        &expect![[r#"
         ClaimPhase { phase: "Lost", has: None }
         warns ClaimLost: Bound claim has lost its PersistentVolume. Data on the volume is lost!
-    "#]]);
+    "#]],
+    );
     check(&bound("Lost"), vec![], &expect![""]);
     let other = |v: &mut Value| {
         v["spec"]["claimRef"] = json!({"namespace": "ns", "name": "d", "uid": "u2"});
     };
-    check(&bound("Bound"), vec![volume_of("v", "1Gi", other)], &expect![[r#"
+    check(
+        &bound("Bound"),
+        vec![volume_of("v", "1Gi", other)],
+        &expect![[r#"
         ClaimPhase { phase: "Lost", has: None }
         warns ClaimMisbound: Two claims are bound to the same volume, this one is bound incorrectly
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]

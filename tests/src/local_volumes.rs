@@ -148,6 +148,12 @@ fn a_claim_gets_a_folder_of_one_node_and_keeps_its_data() {
             "1 node(s) didn't match Pod's node affinity/selector",
         ],
     );
+    // One that is put there past the scheduler waits on the node, with nothing lost.
+    let mut placed = writer(&world, "placed", "data");
+    placed["spec"]["nodeName"] = json!("node-1");
+    apply(&world, &[placed]);
+    world.event_appears("placed", &["FailedMount", "MountVolume.NodeAffinity check failed"]);
+    world.kubectl("delete pod placed").ok();
     // What is in use stays until it is not.
     world.kubectl("delete pvc data --wait=false").ok();
     assert_eq!(row(&world, "pvc data")[1], "Terminating");
@@ -308,4 +314,40 @@ fn what_cannot_be_bound_says_why() {
     world.pod_becomes_ready("placed");
     world.pod_becomes_ready("searching");
     assert_eq!(row(&world, "pvc none")[..4], ["none", "Bound", "mine", "2Gi"]);
+}
+
+#[test]
+fn a_claim_is_mounted_like_any_other_volume() {
+    let world = world(1);
+    apply(&world, &[claim("data", None, "64Mi")]);
+    // As a user of no rights, through the group of the volume, at a folder in it.
+    let mut user = writer(&world, "user", "data");
+    user["spec"]["securityContext"] =
+        json!({"runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 2000});
+    user["spec"]["containers"][0]["volumeMounts"][0]["subPath"] = json!("deep/er");
+    apply(&world, &[user]);
+    world.pod_becomes_ready("user");
+    world.log_holds("user", "user\n");
+    let bound = phase_becomes(&world, &format!("{CLAIMS}/data"), "Bound");
+    let name = bound["spec"]["volumeName"].as_str().unwrap();
+    let path = world.agents[0].state_dir().join("storage").join(name);
+    assert_eq!(fs::read_to_string(path.join("deep/er/log")).unwrap(), "user\n");
+    assert_eq!(std::os::unix::fs::MetadataExt::gid(&fs::metadata(&path).unwrap()), 2000);
+    // A second pod of the same claim on the same node, which may only read.
+    let lines = "cat /data/deep/er/log; touch /data/new || echo refused";
+    let script = pods::script(lines);
+    let mut reader = writer(&world, "reader", "data");
+    reader["spec"]["containers"][0]["command"] = json!(script);
+    reader["spec"]["volumes"][0]["persistentVolumeClaim"]["readOnly"] = json!(true);
+    apply(&world, &[reader]);
+    let log = world.log_holds("reader", "refused");
+    assert!(log.starts_with("user\n"), "{log}");
+    assert!(!path.join("new").exists());
+    // `kubectl describe` knows both sides.
+    let described = world.kubectl("describe pvc data").ok();
+    assert!(described.contains("Used By:") && described.contains("reader"), "{described}");
+    let described = world.kubectl_with(&["describe", "pv", name], "").ok();
+    for word in ["LocalVolume", "kubernetes.io/hostname in [node-1]", "default/data"] {
+        assert!(described.contains(word), "{word}: {described}");
+    }
 }

@@ -13,7 +13,9 @@ use std::collections::BTreeSet;
 use api::strategy::VOLUME_PROTECTION;
 use api::{ObjectKey, Value, meta, storage};
 use apiserver::{Api, Identity, Reason, Status, Target, WriteOptions};
-use lower::Claims;
+use controllers::projection::{Node, Projection as _, Volume};
+use lower::{Claimed, Claims};
+use serde_json::json;
 use tracing::{info, warn};
 
 use super::{Changed, Nodes};
@@ -26,16 +28,29 @@ impl Nodes {
     /// What the claims of a pod are now.
     pub(super) fn claims_of(&self, pod: &Value) -> Claims {
         let namespace = meta::namespace(pod);
-        let find = |name: &str| self.read("PersistentVolume", &ObjectKey::new("", name));
-        lower::claim_names(pod)
-            .into_iter()
-            .map(|name| {
-                let key = ObjectKey::new(namespace, &name);
-                let claim = self.read("PersistentVolumeClaim", &key);
-                let claimed = lower::claimed(namespace, &name, claim.as_ref(), find);
-                (name, claimed)
-            })
-            .collect()
+        let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
+        let claimed = |name: &str| {
+            let key = ObjectKey::new(namespace, name);
+            let claim = self.read("PersistentVolumeClaim", &key);
+            let volume = claim.as_ref().and_then(|claim| {
+                let name = claim["spec"]["volumeName"].as_str().filter(|name| !name.is_empty())?;
+                self.read("PersistentVolume", &ObjectKey::new("", name))
+            });
+            let labels = self.nodes.get(node).map(|state| &state.labels);
+            if let Some(volume) = &volume
+                && labels.is_some_and(|labels| !is_reached_from(volume, node, labels))
+            {
+                // Put there past the scheduler: an empty folder would look like lost data.
+                let volume = meta::name(volume);
+                return Claimed::Waits(format!(
+                    "MountVolume.NodeAffinity check failed for volume \"{volume}\" : no matching \
+                     NodeSelectorTerms"
+                ));
+            }
+            lower::claimed(namespace, name, claim.as_ref(), |_| volume)
+        };
+        let names = lower::claim_names(pod).into_iter();
+        names.map(|name| (name.clone(), claimed(&name))).collect()
     }
 
     /// Lowers the pods of a claim again.
@@ -99,6 +114,12 @@ impl Nodes {
     }
 }
 
+/// Whether a node with these labels reaches a volume.
+fn is_reached_from(volume: &Value, node: &str, labels: &Value) -> bool {
+    let node = Node::project(&json!({"metadata": {"name": node, "labels": labels}}));
+    node.schedulable.meets(&Volume::project(volume).affinity)
+}
+
 /// The node that is to remove the folder of a volume, if that is its turn: nothing
 /// but the folder keeps the volume.
 fn to_remove(volume: &Value) -> Option<String> {
@@ -148,9 +169,17 @@ async fn try_let_go(api: &Api, name: &str) -> Result<(), Status> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
+
+    #[test]
+    fn a_volume_is_reached_from_its_own_node() {
+        let volume = json!({"spec": {"nodeAffinity": {"required": {"nodeSelectorTerms": [
+            {"matchExpressions": [{"key": "disk", "operator": "In", "values": ["ssd"]}]}]}}}});
+        assert!(is_reached_from(&volume, "a", &json!({"disk": "ssd"})));
+        assert!(!is_reached_from(&volume, "a", &json!({"disk": "sd"})));
+        assert!(!is_reached_from(&volume, "a", &Value::Null));
+        assert!(is_reached_from(&json!({"spec": {}}), "a", &Value::Null), "a hostPath");
+    }
 
     #[test]
     fn a_folder_is_removed_when_nothing_else_keeps_its_volume() {

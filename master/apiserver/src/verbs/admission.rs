@@ -238,6 +238,12 @@ fn not_a_mirror(node: &str, pod: &Value) -> Option<String> {
             "node \"{node}\" can only create pods with spec.nodeName set to itself"
         ));
     }
+    let volumes = pod["spec"]["volumes"].as_array();
+    if volumes.into_iter().flatten().any(|volume| !volume["persistentVolumeClaim"].is_null()) {
+        return Some(format!(
+            "node \"{node}\" can not create pods that reference persistentvolumeclaims"
+        ));
+    }
     ["secrets", "configmaps"]
         .into_iter()
         .find(|kind| authorize::refers_to_any(&pod["spec"], kind))

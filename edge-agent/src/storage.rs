@@ -254,7 +254,7 @@ mod tests {
         assert!(make(&storage, "pvc-1").is_err(), "a link is no folder");
         remove(&storage, "pvc-1").unwrap();
         assert!(folders.state.join("precious").exists());
-        assert!(fs::symlink_metadata(storage.join("pvc-1")).is_err());
+        fs::symlink_metadata(storage.join("pvc-1")).unwrap_err();
     }
 
     #[test]

@@ -275,6 +275,29 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_that_is_stopping_keeps_its_folder_until_it_has_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let (folders, _locks) = folders(folder.path());
+        make(&folders.storage(), "a").unwrap();
+        let used = set(&[], Some("a"), false);
+        let BodyV1::Pod(pod) = &used.items[1].body else { panic!("a pod") };
+        let mut kept = crate::pods::worker::Kept {
+            pod: (**pod).clone(),
+            generation: 1,
+            state: crate::pods::PodState::new(pod, 0),
+        };
+        let path = folders.pod(&pod.uid, &pod.namespace, &pod.name).run;
+        fs::create_dir_all(&path).unwrap();
+        kept.store(&path).unwrap();
+        // The set no longer holds it, and its containers still run.
+        let asked = set(&["a"], None, false);
+        assert_eq!(clear(&asked, &folders), Removals::default());
+        kept.state.finished = Some(wire::status::PhaseV1::Succeeded);
+        kept.store(&path).unwrap();
+        assert_eq!(clear(&asked, &folders).removed, ["a"]);
+    }
+
+    #[test]
     fn only_what_is_asked_for_and_unused_is_removed() {
         let folder = tempfile::tempdir().unwrap();
         let (folders, _locks) = folders(folder.path());

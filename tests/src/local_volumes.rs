@@ -318,7 +318,7 @@ fn what_cannot_be_bound_says_why() {
 
 #[test]
 fn a_claim_is_mounted_like_any_other_volume() {
-    let world = world(1);
+    let mut world = world(1);
     apply(&world, &[claim("data", None, "64Mi")]);
     // As a user of no rights, through the group of the volume, at a folder in it.
     let mut user = writer(&world, "user", "data");
@@ -350,4 +350,12 @@ fn a_claim_is_mounted_like_any_other_volume() {
     for word in ["LocalVolume", "kubernetes.io/hostname in [node-1]", "default/data"] {
         assert!(described.contains(word), "{word}: {described}");
     }
+    // The board comes back alone: the pods start again on what they wrote.
+    world.master.kill();
+    world.lose_power(0);
+    world.boot(0);
+    until("the pod goes on with its data", || {
+        let log = fs::read_to_string(path.join("deep/er/log")).unwrap_or_default();
+        check(log == "user\nuser\n", || log.clone())
+    });
 }

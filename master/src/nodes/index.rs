@@ -237,6 +237,30 @@ mod tests {
     }
 
     #[test]
+    fn a_claim_that_gets_its_volume_changes_its_pods() {
+        let mut index = Index::default();
+        let (key, mut object) = pod("a", "n1", "x");
+        object["spec"]["volumes"] =
+            json!([{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]);
+        let claim = ObjectKey::new("default", "c");
+        let mut take = |claimed: lower::Claimed| {
+            let claims = lower::Claims::from([("c".to_owned(), claimed)]);
+            let changed = index.pod(&key, Some(&object), &claims).unwrap();
+            (changed, index.pods_with_claim(&claim))
+        };
+        let (n1, pods) = (vec!["n1".to_owned()], vec![key.clone()]);
+        let waits = || lower::Claimed::Waits("not bound".to_owned());
+        assert_eq!(take(waits()), (n1.clone(), pods.clone()));
+        assert_eq!(take(waits()), (Vec::new(), pods.clone()));
+        let made = || lower::Claimed::Made { volume: "pvc-1".to_owned() };
+        assert_eq!(take(made()), (n1.clone(), pods.clone()));
+        // A volume that is lost leaves the pod where it is, waiting for it.
+        assert_eq!(take(waits()), (n1.clone(), pods));
+        assert_eq!(index.pod(&key, None, &lower::Claims::new()).unwrap(), n1);
+        assert!(index.pods_with_claim(&claim).is_empty());
+    }
+
+    #[test]
     fn a_pod_that_cannot_be_lowered_is_taken_from_its_node() {
         let mut index = Index::default();
         let (key, mut object) = pod("a", "n1", "x");

@@ -42,6 +42,12 @@ pub fn apply(resource: &Resource, object: &mut Value) {
         ("", "Namespace") => namespace(root),
         ("", "Secret") => secret(root),
         ("", "Node") => node(root),
+        ("", "PersistentVolume") => persistent_volume(root),
+        ("", "PersistentVolumeClaim") => persistent_volume_claim(root),
+        ("storage.k8s.io", "StorageClass") => {
+            set_if_absent(root, "reclaimPolicy", || json!("Delete"));
+            set_if_absent(root, "volumeBindingMode", || json!("Immediate"));
+        }
         ("coordination.k8s.io", "Lease") => set_if_absent(root, "spec", || json!({})),
         _ => {}
     }
@@ -124,6 +130,36 @@ fn node(root: &mut Fields) {
         if let Some(amounts) = child(status, list) {
             resource_list(amounts);
         }
+    }
+}
+
+fn persistent_volume(root: &mut Fields) {
+    pending(root);
+    let Some(spec) = child(root, "spec") else { return };
+    set_if_empty(spec, "persistentVolumeReclaimPolicy", "Retain");
+    set_if_absent(spec, "volumeMode", || json!("Filesystem"));
+    if let Some(capacity) = child(spec, "capacity") {
+        resource_list(capacity);
+    }
+}
+
+fn persistent_volume_claim(root: &mut Fields) {
+    pending(root);
+    let Some(spec) = child(root, "spec") else { return };
+    set_if_absent(spec, "volumeMode", || json!("Filesystem"));
+    let Some(resources) = child(spec, "resources") else { return };
+    for list in ["requests", "limits"] {
+        if let Some(amounts) = child(resources, list) {
+            resource_list(amounts);
+        }
+    }
+}
+
+/// What a volume or claim is before its controller has seen it.
+fn pending(root: &mut Fields) {
+    set_if_absent(root, "status", || json!({}));
+    if let Some(status) = child(root, "status") {
+        set_if_empty(status, "phase", "Pending");
     }
 }
 

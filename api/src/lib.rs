@@ -22,6 +22,7 @@ pub mod readiness;
 pub mod resource;
 pub mod schema;
 pub mod selector;
+pub mod storage;
 pub mod strategy;
 pub mod time;
 pub mod validation;

@@ -23,6 +23,11 @@ pub const TOLERATION_SECONDS: i64 = 300;
 /// The finalizer that keeps a namespace until everything in it is gone.
 pub const NAMESPACE_FINALIZER: &str = "kubernetes";
 
+/// The finalizer that keeps a claim until no pod uses it.
+pub const CLAIM_PROTECTION: &str = "kubernetes.io/pvc-protection";
+/// The finalizer that keeps a volume until no claim is bound to it.
+pub const VOLUME_PROTECTION: &str = "kubernetes.io/pv-protection";
+
 /// Parts of `metadata` that are the server's on every write.
 const SYSTEM_FIELDS: &[&str] = &[
     "uid",
@@ -56,6 +61,14 @@ pub fn prepare_for_create(resource: &Resource, object: &mut Value, uid: &str, no
         }
         // A node is created with what it found out about itself.
         ("", "Node") => {}
+        ("", "PersistentVolumeClaim") => {
+            object["status"] = json!({});
+            add_finalizer(object, CLAIM_PROTECTION);
+        }
+        ("", "PersistentVolume") => {
+            object["status"] = json!({});
+            add_finalizer(object, VOLUME_PROTECTION);
+        }
         ("apps", "ReplicaSet") => object["status"] = json!({"replicas": 0}),
         _ if resource.has_status() => object["status"] = json!({}),
         _ => {}
@@ -190,6 +203,15 @@ fn new_pod(pod: &mut Value) {
                 "tolerationSeconds": TOLERATION_SECONDS,
             }));
         }
+    }
+}
+
+fn add_finalizer(object: &mut Value, finalizer: &str) {
+    let list = meta::metadata_mut(object).entry("finalizers").or_insert_with(|| json!([]));
+    if let Some(list) = list.as_array_mut()
+        && !list.iter().any(|known| known == finalizer)
+    {
+        list.push(finalizer.into());
     }
 }
 

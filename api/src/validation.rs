@@ -16,6 +16,7 @@ mod health;
 mod metadata;
 mod node;
 mod pod;
+mod storage;
 pub mod unsupported;
 mod volume;
 mod workload;
@@ -175,6 +176,9 @@ fn whole(resource: &Resource, object: &Value, old: Option<&Value>, errors: &mut 
         ("", "Namespace") => node::namespace(root, errors),
         ("", "Node") => node::node(root, errors),
         ("", "Event") => node::event(root, errors),
+        ("", "PersistentVolume") => storage::volume(root, errors),
+        ("", "PersistentVolumeClaim") => storage::claim(root, errors),
+        ("storage.k8s.io", "StorageClass") => storage::class(root, errors),
         ("coordination.k8s.io", "Lease") => node::lease(root, errors),
         ("node.k8s.io", "RuntimeClass") => node::runtime_class(root, errors),
         _ => {}
@@ -195,6 +199,9 @@ fn changes(resource: &Resource, old: &Value, new: &Value, errors: &mut Errors) {
         ("", "ConfigMap") => config::config_map_update(old, new, errors),
         ("", "Secret") => config::secret_update(old, new, errors),
         ("", "Node") => node::node_update(old, new, errors),
+        ("", "PersistentVolume") => storage::volume_update(old, new, errors),
+        ("", "PersistentVolumeClaim") => storage::claim_update(old, new, errors),
+        ("storage.k8s.io", "StorageClass") => storage::class_update(old, new, errors),
         _ => {}
     }
 }

@@ -10,6 +10,7 @@ mod config;
 mod health;
 mod node;
 mod pod;
+mod storage;
 mod volume;
 mod workload;
 
@@ -28,6 +29,10 @@ pub use pod::{
     PodSecurityContext, PodSpec, PodStatus, PodView, ResourceFieldRef, ResourceRequirements,
     SeccompProfile, SecurityContext, StateRunning, StateTerminated, StateWaiting, Sysctl,
     Toleration, VolumeMount,
+};
+pub use storage::{
+    ClaimRef, ClaimSpec, LocalFolder, PersistentVolumeClaimView, PersistentVolumeView, Phased,
+    StorageClassView, VolumeSpec,
 };
 pub use volume::{
     DownwardItem, EmptyDir, HostPath, KeyToPath, ProjectedKeys, ProjectedToken, Projection, Volume,

@@ -37,8 +37,9 @@ use crate::policy::Policy;
 use crate::registries::{Registries, RegistrySettings, WhatIsNeeded};
 use crate::results::Results;
 use crate::seal::{Seal, SealError};
+use crate::storage::Removals;
 use crate::streams::Streams;
-use crate::{image_gc, nodeinfo, prepull, pressure, recover};
+use crate::{image_gc, nodeinfo, prepull, pressure, recover, storage};
 
 /// How long the parts may take to stop.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
@@ -225,8 +226,12 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     let (manifests_to, manifests) = watch::channel(Arc::new(manifests));
     let folder_watch = manifests::watch(settings.manifests, identity.node.clone(), manifests_to);
     tasks.spawn(until(stop.clone(), folder_watch));
-    let changes = Changes { short: conditions, manifests: manifests.clone() };
-    let looking = look(folders.clone(), Arc::clone(&network), Arc::clone(&images), link, info, changes);
+    let (removals_to, removals) = watch::channel(Removals::default());
+    let clearing = storage::run(folders.clone(), first.clone(), sets.clone(), removals_to);
+    tasks.spawn(until(stop.clone(), clearing));
+    let changes = Changes { short: conditions, manifests: manifests.clone(), removals };
+    let looking =
+        look(folders.clone(), Arc::clone(&network), Arc::clone(&images), link, info, changes);
     tasks.spawn(until(stop.clone(), looking));
     tasks.spawn(until(stop.clone(), image_gc::run(Arc::clone(&images))));
     tasks.spawn(until(stop.clone(), prepull::run(images, first, sets)));
@@ -329,6 +334,8 @@ struct Changes {
     short: pressure::Conditions,
     /// Its static pods.
     manifests: watch::Receiver<Arc<Manifests>>,
+    /// Folders of volumes that are gone, or cannot go.
+    removals: watch::Receiver<Removals>,
 }
 
 /// Looks again and again at what the board lacks or is short of, and says when
@@ -349,6 +356,7 @@ async fn look(
             // The senders end with the agent.
             Ok(()) = changes.short.changed() => {}
             Ok(()) = changes.manifests.changed() => {}
+            Ok(()) = changes.removals.changed() => {}
         }
         let own = Arc::clone(&changes.manifests.borrow_and_update());
         let folders = folders.clone();
@@ -362,10 +370,17 @@ async fn look(
         if !own.problems.is_empty() {
             findings.push(("StaticPods".to_owned(), own.problems.join("; ")));
         }
+        let removals = changes.removals.borrow_and_update().clone();
+        if !removals.problems.is_empty() {
+            findings.push(("VolumesNotRemoved".to_owned(), removals.problems.join("; ")));
+        }
         let list = images.list();
-        let is_new =
-            findings != info.findings || own.mirrors != info.static_pods || list != info.images;
+        let is_new = findings != info.findings
+            || own.mirrors != info.static_pods
+            || list != info.images
+            || removals.removed != info.removed_volumes;
         if is_new {
+            info.removed_volumes = removals.removed;
             (info.findings, info.images) = (findings, list);
             info.static_pods.clone_from(&own.mirrors);
             link.info_changed(info.clone()).await;

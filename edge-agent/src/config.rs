@@ -7,6 +7,7 @@
 //! | `state/results` | how finished pods ended | power loss |
 //! | `state/images`, `state/artifacts` | OCI layers, compiled WASM | power loss |
 //! | `state/pods/<uid>` | what containers write, emptyDir | power loss |
+//! | `state/storage/<volume>` | what is made for PersistentVolumes | power loss |
 //! | `state/logs` | container logs | power loss |
 //! | `run/containers/<id>` | where agent and shim meet | the agent |
 //! | `run/pods/<uid>` | namespaces, small files, Secrets | the agent |
@@ -28,6 +29,9 @@ use crate::id;
 pub const STATE_DIR: &str = "/var/lib/pinnace";
 /// Where the run folder is if nothing else is said.
 pub const RUN_DIR: &str = "/run/pinnace";
+
+/// Below the state folder: what the node makes for PersistentVolumes.
+const STORAGE: &str = "storage";
 
 /// The folders cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +71,8 @@ pub struct PodDirs {
     pub disk: PathBuf,
     /// Its logs.
     pub logs: PathBuf,
+    /// Where the node makes volumes, for all pods.
+    pub storage: PathBuf,
 }
 
 /// Keeps other agents out for as long as it lives.
@@ -84,7 +90,7 @@ impl Folders {
     pub fn open(state: &Path, run: &Path) -> Result<(Self, Locks), FoldersError> {
         let folders = Self { state: make(state)?, run: make(run)? };
         let locks = Locks { _state: lock(&folders.state)?, _run: lock(&folders.run)? };
-        for below in ["results", "pods", "logs", "artifacts"] {
+        for below in ["results", "pods", "logs", "artifacts", STORAGE] {
             make(&folders.state.join(below))?;
         }
         make(&folders.run.join("pods"))?;
@@ -120,6 +126,12 @@ impl Folders {
         self.state.join("set")
     }
 
+    /// The folder for volumes that the node makes.
+    #[must_use]
+    pub fn storage(&self) -> PathBuf {
+        self.state.join(STORAGE)
+    }
+
     /// The folders of a pod.
     #[must_use]
     pub fn pod(&self, uid: &Uid, namespace: &str, name: &str) -> PodDirs {
@@ -128,6 +140,7 @@ impl Folders {
             run: self.run.join("pods").join(&uid),
             disk: self.state.join("pods").join(&uid),
             logs: self.state.join("logs").join(format!("{namespace}_{name}_{uid}")),
+            storage: self.storage(),
         }
     }
 }

@@ -141,6 +141,7 @@ mod tests {
                 image: "soon:1".into(),
                 pull_secrets: Vec::new(),
             }],
+            remove_volumes: Vec::new(),
             ext: Vec::new(),
         };
         let item = |uid, body| ItemV1 { uid: [uid; 16], generation: 1, body };

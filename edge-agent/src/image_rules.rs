@@ -93,6 +93,7 @@ mod tests {
                 of("signed", ImageRuleV1::Signature("no key".into())),
             ],
             prepull: Vec::new(),
+            remove_volumes: Vec::new(),
             ext: Vec::new(),
         });
         let check = |namespace: &str, reference: &str, expected: &str| {

@@ -29,6 +29,7 @@ pub mod results;
 pub mod sandbox;
 pub mod seal;
 pub mod set;
+pub mod storage;
 pub mod streams;
 pub mod tokens;
 pub mod volumes;

@@ -194,7 +194,9 @@ fn needs_no_master(pod: &PodV1) -> Result<(), String> {
     let has_token = |source: &ProjectionV1| matches!(source, ProjectionV1::Token { .. });
     let volume = pod.volumes.iter().find(|volume| match &volume.source {
         VolumeSourceV1::Projected { sources, .. } => sources.iter().any(has_token),
-        VolumeSourceV1::Local { .. } => true,
+        VolumeSourceV1::Local { .. } | VolumeSourceV1::Made { .. } | VolumeSourceV1::Waits(_) => {
+            true
+        }
         _ => false,
     });
     match volume {

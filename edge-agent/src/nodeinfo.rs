@@ -47,6 +47,8 @@ pub fn read(folders: &Folders, labels: Vec<(String, String)>) -> io::Result<Node
         images: Vec::new(),
         labels,
         static_pods: Vec::new(),
+        storage_folder: folders.storage().display().to_string(),
+        removed_volumes: Vec::new(),
         ext: Vec::new(),
     })
 }

@@ -236,7 +236,7 @@ fn asked_of_the_host(pod: &PodV1) -> Option<String> {
         return Some(format!("container {:?} asks to be privileged", container.name));
     }
     pod.volumes.iter().find_map(|volume| match &volume.source {
-        VolumeSourceV1::HostPath { path, .. } => {
+        VolumeSourceV1::HostPath { path, .. } | VolumeSourceV1::Local { path, .. } => {
             Some(format!("volume {:?} is the host's {path}", volume.name))
         }
         _ => None,

@@ -224,6 +224,13 @@ fn kept(folders: &Folders) -> BTreeMap<Uid, Kept> {
         .collect()
 }
 
+/// Pods of which something is here and that have not ended.
+#[must_use]
+pub fn unfinished(folders: &Folders) -> Vec<wire::pod::PodV1> {
+    let all = kept(folders).into_values();
+    all.filter(|kept| kept.state.finished.is_none()).map(|kept| kept.pod).collect()
+}
+
 fn traces(hooks: &Hooks) -> Vec<Trace> {
     let containers = hooks.folders.run.join("containers");
     hooks

@@ -280,7 +280,12 @@ mod tests {
 
     #[test]
     fn namespaces_of_the_host_have_no_path() {
-        let dirs = PodDirs { run: "/r".into(), disk: "/d".into(), logs: "/l".into() };
+        let dirs = PodDirs {
+            run: "/r".into(),
+            disk: "/d".into(),
+            logs: "/l".into(),
+            storage: "/s".into(),
+        };
         let mut pod = crate::pods::tests::pod(vec![]);
         let own = of(&pod, &dirs);
         assert_eq!((own.net, own.pid), ("/r/ns/net".into(), runtime::PidNamespace::Own));
@@ -299,7 +304,12 @@ mod tests {
 
     #[test]
     fn a_containers_own_mount_wins() {
-        let dirs = PodDirs { run: "/r".into(), disk: "/d".into(), logs: "/l".into() };
+        let dirs = PodDirs {
+            run: "/r".into(),
+            disk: "/d".into(),
+            logs: "/l".into(),
+            storage: "/s".into(),
+        };
         let mut c = container("a");
         c.mounts.push(MountV1 {
             sub_path: "h".into(),

@@ -6,6 +6,7 @@
 //! | emptyDir in memory | tmpfs at `run_dir/pods/<uid>/volumes/<name>` | with the pod |
 //! | ConfigMap, Secret, downwardAPI, projected | `run_dir/pods/<uid>/volumes/<name>` (tmpfs) | with the pod |
 //! | hostPath, local | where the host has it | never |
+//! | made for a claim | `state_dir/storage/<volume>` | when the master says so |
 //! | subPath | bind mount at `run_dir/pods/<uid>/subpaths/<container>/<n>` | with the pod |
 //!
 //! Secrets and tokens never reach the disk: where the run folder is not tmpfs,
@@ -34,6 +35,7 @@ pub use self::usage::{Usage, usage};
 use crate::config::PodDirs;
 use crate::env::Facts;
 use crate::pods::{KeySet, Versions, volume_versions};
+use crate::storage;
 use crate::tokens::PodTokens;
 
 /// `TMPFS_MAGIC` of linux/magic.h.
@@ -122,6 +124,11 @@ fn set_up_one(
             host::check_local(name, local)?;
             if *read_only { Ok(()) } else { give(pod, &path).map_err(io("give to fsGroup")) }
         }
+        VolumeSourceV1::Made { volume: made, read_only } => {
+            storage::make(&dirs.storage, made).map_err(io("make"))?;
+            if *read_only { Ok(()) } else { give(pod, &path).map_err(io("give to fsGroup")) }
+        }
+        VolumeSourceV1::Waits(why) => Err(VolumeError::Missing(why.clone())),
         VolumeSourceV1::Keys { .. }
         | VolumeSourceV1::Downward { .. }
         | VolumeSourceV1::Projected { .. } => {
@@ -183,6 +190,13 @@ pub fn mounts(
         let (is_ours, read_only) = match &volume.source {
             VolumeSourceV1::EmptyDir { .. } | VolumeSourceV1::HostPath { .. } => (false, false),
             VolumeSourceV1::Local { read_only, .. } => (false, *read_only),
+            VolumeSourceV1::Made { volume: made, read_only } => {
+                let name = wanted.volume.clone();
+                storage::folder(&dirs.storage, made)
+                    .map_err(|_| VolumeError::Escape { volume: name, path: made.clone() })?;
+                (false, *read_only)
+            }
+            VolumeSourceV1::Waits(why) => return Err(VolumeError::Missing(why.clone())),
             // Ours to update in place, so never the container's to write.
             _ => (true, true),
         };
@@ -291,6 +305,7 @@ fn folder(volume: &VolumeV1, dirs: &PodDirs) -> PathBuf {
         VolumeSourceV1::HostPath { path, .. } | VolumeSourceV1::Local { path, .. } => {
             return PathBuf::from(path);
         }
+        VolumeSourceV1::Made { volume, .. } => return dirs.storage.join(volume),
         VolumeSourceV1::EmptyDir { memory: false, .. } => &dirs.disk,
         _ => &dirs.run,
     };
@@ -358,7 +373,12 @@ mod tests {
     }
 
     fn dirs(folder: &Path) -> PodDirs {
-        PodDirs { run: folder.join("run"), disk: folder.join("disk"), logs: folder.join("logs") }
+        PodDirs {
+            run: folder.join("run"),
+            disk: folder.join("disk"),
+            logs: folder.join("logs"),
+            storage: folder.join("storage"),
+        }
     }
 
     #[test]

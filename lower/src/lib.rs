@@ -8,6 +8,7 @@
 //! changes nothing. Validation has been through every object already; what it
 //! lets pass and a node cannot express is an error here, never a guess.
 
+mod claim;
 mod container;
 mod health;
 mod status;
@@ -26,6 +27,7 @@ use wire::pod::{
 use wire::set::{BodyV1, ItemV1, NodeConfigV1};
 use wire::status::PhaseV1;
 
+pub use claim::{Claimed, Claims, claim_names, claimed};
 pub use status::pod_status;
 
 /// Where Services and pods have their names.
@@ -95,6 +97,14 @@ pub struct LoweredPod {
 /// # Errors
 /// What validation lets pass and a node cannot express.
 pub fn pod(object: &Value) -> Result<LoweredPod, LowerError> {
+    pod_with(object, &Claims::new())
+}
+
+/// Lowers a Pod whose claims are these; one that is not among them keeps it waiting.
+///
+/// # Errors
+/// What validation lets pass and a node cannot express.
+pub fn pod_with(object: &Value, claims: &Claims) -> Result<LoweredPod, LowerError> {
     let read: PodView =
         view::read(object).map_err(|err| LowerError::Unreadable(err.to_string()))?;
     let records = ImageRecords::of(object);
@@ -103,7 +113,13 @@ pub fn pod(object: &Value) -> Result<LoweredPod, LowerError> {
     let volumes = spec
         .volumes
         .iter()
-        .map(|volume| volume::lower(volume, &mut sources))
+        .map(|volume| match &volume.persistent_volume_claim {
+            Some(claim) => Ok(VolumeV1 {
+                name: volume.name.clone(),
+                source: claim::lower(&metadata.namespace, claim, claims),
+            }),
+            None => volume::lower(volume, &mut sources),
+        })
         .collect::<Result<Vec<_>, _>>()?;
     let mut containers = |list: &[view::Container]| {
         let lower = |one| container::lower(one, spec, &records, &mut sources);

@@ -109,7 +109,7 @@ fn downward_items(volume: &str, items: &[DownwardItem]) -> Result<Vec<DownwardIt
     items.iter().map(lower).collect()
 }
 
-fn host_path_kind(kind: &str) -> HostPathKindV1 {
+pub(super) fn host_path_kind(kind: &str) -> HostPathKindV1 {
     match kind {
         "DirectoryOrCreate" => HostPathKindV1::DirectoryOrCreate,
         "Directory" => HostPathKindV1::Directory,

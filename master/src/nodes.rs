@@ -17,6 +17,7 @@ mod liveness;
 mod mirrors;
 mod object;
 mod reports;
+mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -64,7 +65,15 @@ const REPORTS_WAITING_MAX: usize = 4;
 /// Messages from the store's watches that may wait.
 const CHANGES_WAITING_MAX: usize = 256;
 /// What sets are made from.
-const WATCHED: [&str; 5] = ["Node", "Pod", "ConfigMap", "Secret", "Namespace"];
+const WATCHED: [&str; 7] = [
+    "Node",
+    "Pod",
+    "ConfigMap",
+    "Secret",
+    "Namespace",
+    "PersistentVolumeClaim",
+    "PersistentVolume",
+];
 /// Written to give the store a new revision.
 const NUDGE_KEY: &str = "/-/nudge";
 /// Most images that one node is to have.
@@ -111,6 +120,8 @@ enum Changed {
     /// What a namespace asks of its images.
     Namespace(String, Option<ImageRuleV1>),
     Node(String, Option<Box<Value>>),
+    Claim(ObjectKey),
+    Volume(String, Option<Box<Value>>),
     /// All objects of a resource have been told: those not named are gone.
     Listed(&'static str, BTreeSet<ObjectKey>),
 }
@@ -163,6 +174,8 @@ struct Nodes {
     /// What namespaces ask of their images, where that is anything.
     policies: HashMap<String, ImageRuleV1>,
     prepulls: BTreeMap<ObjectKey, Prepull>,
+    /// Volumes whose folders are to be removed, and the node each is on.
+    removals: BTreeMap<String, String>,
     /// Resources that have not been told in full since the start. No set is made
     /// before: it would lack pods, and a node stops what its set lacks.
     unlisted: BTreeSet<&'static str>,
@@ -193,6 +206,7 @@ pub(crate) async fn run(setup: Setup, mut inputs: Inputs, shutdown: Cancellation
         nodes: HashMap::new(),
         policies: HashMap::new(),
         prepulls: BTreeMap::new(),
+        removals: BTreeMap::new(),
         unlisted: BTreeSet::from(WATCHED),
         dirty: BTreeSet::new(),
         waiting: BTreeSet::new(),
@@ -247,12 +261,19 @@ impl Nodes {
                 if let Some(node) = self.index.mirror(&key, object.as_deref()) {
                     self.mirror(&node);
                 }
-                match self.index.pod(&key, object.as_deref()) {
+                let claims = object.as_deref().map(|pod| self.claims_of(pod)).unwrap_or_default();
+                match self.index.pod(&key, object.as_deref(), &claims) {
                     Ok(nodes) => self.dirty.extend(nodes),
                     Err(err) => warn!(pod = %key, %err, "pod cannot be sent to its node"),
                 }
             }
+            Changed::Listed("PersistentVolume", named) => {
+                self.unlisted.remove("PersistentVolume");
+                self.volumes_listed(&named);
+            }
             Changed::Listed(kind, named) => self.listed(kind, &named),
+            Changed::Claim(key) => self.claim_changed(&key),
+            Changed::Volume(name, object) => self.volume_changed(&name, object.as_deref()),
             Changed::Keys(namespace, source) => {
                 self.dirty.extend(self.index.users(&namespace, &source));
                 let SourceV1::Secret(secret) = source else { return };
@@ -421,6 +442,7 @@ impl Nodes {
         let config = NodeConfigV1 {
             image_policies: namespaces.into_iter().filter_map(policy).collect(),
             prepull: state.prepull.clone(),
+            remove_volumes: self.removals_of(name),
             pod_cidr: state.pod_cidr.clone(),
             heartbeat_s: state.profile.unwrap_or(self.setup.profile).heartbeat_s(),
             artifact_key: self.setup.artifact_key,
@@ -445,7 +467,7 @@ impl Nodes {
             if object["spec"]["nodeName"] != name {
                 continue;
             }
-            match lower::pod(&object) {
+            match lower::pod_with(&object, &self.claims_of(&object)) {
                 Ok(lowered) => {
                     let of = |source| (key.namespace.clone(), source);
                     sources.extend(lowered.sources.into_iter().map(of));
@@ -597,6 +619,7 @@ impl Nodes {
                 state.info = Some(hello.info.clone());
                 self.write_node(node, hello.info);
                 self.mirror(node);
+                self.settle_removals(node);
             }
             // Enrolled under a store that this one was restored from before it knew
             // the node: its certificate is good, so its object is made again.
@@ -820,7 +843,8 @@ async fn write_node(api: &Api, node: &str, info: &NodeInfoV1) -> Result<(), Stat
         }
         Err(status) => return Err(status),
     };
-    if object::set_labels(&mut object, info) {
+    let has_new_labels = object::set_labels(&mut object, info);
+    if object::set_storage_folder(&mut object, info) || has_new_labels {
         object = api.update(&master, &target, object, &options).await?.value();
     }
     let status = object::status(&object, info, clock::timestamp());
@@ -887,6 +911,8 @@ async fn follow(
         let change = match resource.kind {
             "Pod" => Changed::Pod(key, object),
             "Node" => Changed::Node(key.name, object),
+            "PersistentVolumeClaim" => Changed::Claim(key),
+            "PersistentVolume" => Changed::Volume(key.name, object),
             "Namespace" => {
                 let rule = object.as_deref().and_then(policy::rule);
                 Changed::Namespace(key.name, rule)

@@ -36,6 +36,8 @@ mod kubectl_matrix;
 #[cfg(test)]
 mod lifecycle;
 #[cfg(test)]
+mod local_volumes;
+#[cfg(test)]
 mod modules;
 #[cfg(test)]
 mod node_port;

@@ -83,6 +83,10 @@ pub struct NodeInfoV1 {
     /// Pods that the node runs of its own accord, all of them: the master shows
     /// each as a mirror. At most [`STATIC_BYTES_MAX`] of manifests.
     pub static_pods: Vec<StaticPodV1>,
+    /// The folder for what is made for claims.
+    pub storage_folder: String,
+    /// Of the volumes that are to be removed, those that are not there any more.
+    pub removed_volumes: Vec<String>,
     /// Room for later fields.
     pub ext: Ext,
 }

@@ -540,6 +540,16 @@ pub enum VolumeSourceV1 {
         /// Permission bits of the files.
         default_mode: u32,
     },
+    /// A folder that the node makes for a PersistentVolume and keeps until it is
+    /// told to remove it; see [`crate::set::NodeConfigV1::remove_volumes`].
+    Made {
+        /// Name of the PersistentVolume, and of the folder.
+        volume: String,
+        /// Whether writes are refused.
+        read_only: bool,
+    },
+    /// A claim that has no volume, with the reason: the pod waits for it.
+    Waits(String),
 }
 
 /// What a `hostPath` must find, or makes.

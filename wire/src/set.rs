@@ -46,6 +46,9 @@ pub struct NodeConfigV1 {
     pub image_policies: Vec<ImagePolicyV1>,
     /// Images that the node is to have before any pod names them.
     pub prepull: Vec<PrepullV1>,
+    /// Names of PersistentVolumes whose folders on the node are to be removed, once
+    /// no pod uses them.
+    pub remove_volumes: Vec<String>,
     /// Room for later fields.
     pub ext: Ext,
 }

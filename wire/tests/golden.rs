@@ -154,6 +154,11 @@ fn pod() -> PodV1 {
                 },
             },
             VolumeV1 {
+                name: "made".into(),
+                source: VolumeSourceV1::Made { volume: "pvc-1".into(), read_only: true },
+            },
+            VolumeV1 { name: "open".into(), source: VolumeSourceV1::Waits("why".into()) },
+            VolumeV1 {
                 name: "all".into(),
                 source: VolumeSourceV1::Projected {
                     sources: vec![
@@ -261,6 +266,7 @@ fn samples() -> Vec<Message> {
             image: "registry/web:1".into(),
             pull_secrets: vec!["registry".into()],
         }],
+        remove_volumes: vec!["pvc-2".into()],
         ext: vec![],
     };
     let keys = KeysV1 {
@@ -342,6 +348,8 @@ fn samples() -> Vec<Message> {
                 images: vec![NodeImageV1 { names: vec!["registry/web:1".into()], size_bytes: 9 }],
                 labels: vec![("zone".into(), "a".into())],
                 static_pods: vec![StaticPodV1 { uid: [9; 16], manifest: "{}".into() }],
+                storage_folder: "/var/lib/pinnace/storage".into(),
+                removed_volumes: vec!["pvc-1".into()],
                 ext: vec![],
             },
             running: vec![([1; 16], 42)],

@@ -42,6 +42,8 @@ const fn own(name: &'static str, kind: GroupVersionKind) -> Subresource {
 const NAMESPACE: GroupVersionKind = kind("", "v1", "Namespace");
 const NODE: GroupVersionKind = kind("", "v1", "Node");
 const POD: GroupVersionKind = kind("", "v1", "Pod");
+const CLAIM: GroupVersionKind = kind("", "v1", "PersistentVolumeClaim");
+const VOLUME: GroupVersionKind = kind("", "v1", "PersistentVolume");
 const DEPLOYMENT: GroupVersionKind = kind("apps", "v1", "Deployment");
 const REPLICA_SET: GroupVersionKind = kind("apps", "v1", "ReplicaSet");
 const SCALE: GroupVersionKind = kind("autoscaling", "v1", "Scale");
@@ -126,6 +128,38 @@ pub(super) static RESOURCES: &[Resource] = &[
         storage: Storage::Durable,
         strategy: PLAIN,
         field_selectors: &["spec.unschedulable"],
+    },
+    Resource {
+        group: "",
+        version: "v1",
+        kind: "PersistentVolumeClaim",
+        list_kind: "PersistentVolumeClaimList",
+        plural: "persistentvolumeclaims",
+        singular: "persistentvolumeclaim",
+        short_names: &["pvc"],
+        categories: &[],
+        namespaced: true,
+        verbs: ALL_VERBS,
+        subresources: &[own("status", CLAIM)],
+        storage: Storage::Durable,
+        strategy: PLAIN,
+        field_selectors: &[],
+    },
+    Resource {
+        group: "",
+        version: "v1",
+        kind: "PersistentVolume",
+        list_kind: "PersistentVolumeList",
+        plural: "persistentvolumes",
+        singular: "persistentvolume",
+        short_names: &["pv"],
+        categories: &[],
+        namespaced: false,
+        verbs: ALL_VERBS,
+        subresources: &[own("status", VOLUME)],
+        storage: Storage::Durable,
+        strategy: PLAIN,
+        field_selectors: &[],
     },
     Resource {
         group: "",
@@ -323,6 +357,22 @@ pub(super) static RESOURCES: &[Resource] = &[
         subresources: &[],
         storage: Storage::Durable,
         strategy: Strategy { unconditional_update: false, ..PLAIN },
+        field_selectors: &[],
+    },
+    Resource {
+        group: "storage.k8s.io",
+        version: "v1",
+        kind: "StorageClass",
+        list_kind: "StorageClassList",
+        plural: "storageclasses",
+        singular: "storageclass",
+        short_names: &["sc"],
+        categories: &[],
+        namespaced: false,
+        verbs: ALL_VERBS,
+        subresources: &[],
+        storage: Storage::Durable,
+        strategy: PLAIN,
         field_selectors: &[],
     },
 ];

@@ -86,13 +86,27 @@ const CONTAINER_WARNED: &[Line] = &[
 ];
 
 /// Sources of a volume that the agent makes.
-const VOLUME_HONOURED: &[&str] =
-    &["name", "configMap", "secret", "emptyDir", "hostPath", "downwardAPI", "projected"];
+const VOLUME_HONOURED: &[&str] = &[
+    "name",
+    "configMap",
+    "secret",
+    "emptyDir",
+    "hostPath",
+    "downwardAPI",
+    "projected",
+    "persistentVolumeClaim",
+];
 
 /// Warned about in a volume; any other source gets [`VOLUME_OTHER`].
-const VOLUME_WARNED: &[Line] = &[
-    ("persistentVolumeClaim", When::Set, "the folder is empty and goes with the pod"),
-    ("ephemeral", When::Set, "the folder is empty and goes with the pod"),
+const VOLUME_WARNED: &[Line] =
+    &[("ephemeral", When::Set, "the folder is empty and goes with the pod")];
+/// Warned about in a PersistentVolume's spec.
+const PERSISTENT_VOLUME_WARNED: &[Line] =
+    &[("mountOptions", When::Set, "a folder is mounted as it is")];
+/// Warned about in a StorageClass.
+const STORAGE_CLASS_WARNED: &[Line] = &[
+    ("mountOptions", When::Set, "a folder is mounted as it is"),
+    ("allowVolumeExpansion", When::True, "the size of a local volume is not enforced"),
 ];
 /// What to say about every other source.
 const VOLUME_OTHER: &str = "the folder stays empty";
@@ -123,6 +137,10 @@ pub fn check(resource: &Resource, object: &Value) -> Unsupported {
             let at = SPEC.field("template");
             annotations(&at.field("metadata"), fields(template, "metadata"), &mut found);
             pod(&at.field("spec"), fields(template, "spec"), &mut found);
+        }
+        ("", "PersistentVolume") => found.look(&SPEC, spec, &[], PERSISTENT_VOLUME_WARNED),
+        ("storage.k8s.io", "StorageClass") => {
+            found.look(&Path::Root, root, &[], STORAGE_CLASS_WARNED);
         }
         _ => {}
     }

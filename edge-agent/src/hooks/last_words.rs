@@ -138,7 +138,12 @@ mod tests {
     #[test]
     fn a_run_gets_a_file_where_it_wants_it() {
         let folder = tempfile::tempdir().unwrap();
-        let dirs = PodDirs { run: "/r".into(), disk: folder.path().into(), logs: "/l".into() };
+        let dirs = PodDirs {
+            run: "/r".into(),
+            disk: folder.path().into(),
+            logs: "/l".into(),
+            storage: "/s".into(),
+        };
         let mut c = container("a");
         let oci = mount(&c, &dirs, 3, &[]).unwrap().unwrap();
         assert_eq!(oci.destination, "/dev/termination-log");

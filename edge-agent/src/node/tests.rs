@@ -21,6 +21,7 @@ fn item(uid: u8, generation: u64) -> ItemV1 {
         hold_unknown: false,
         image_policies: Vec::new(),
         prepull: Vec::new(),
+        remove_volumes: Vec::new(),
         ext: Vec::new(),
     };
     ItemV1 { uid: [uid; 16], generation, body: BodyV1::Node(config) }

@@ -144,6 +144,13 @@ impl Desired {
     /// Why the volumes cannot be set up yet, as the kubelet says it; `None` if they can.
     #[must_use]
     pub fn volumes_missing(&self) -> Option<String> {
+        let waits = self.pod.volumes.iter().find_map(|volume| match &volume.source {
+            VolumeSourceV1::Waits(why) => Some((&volume.name, why)),
+            _ => None,
+        });
+        if let Some((volume, why)) = waits {
+            return Some(format!("MountVolume.SetUp failed for volume \"{volume}\" : {why}"));
+        }
         keys_of(&self.pod).filter(|wanted| !wanted.optional).find_map(|wanted| {
             let why = match self.keys.get(wanted.source) {
                 None => missing(wanted.source),

@@ -66,6 +66,14 @@ impl Kept {
     pub fn load(run_dir: &std::path::Path) -> Result<Option<Self>, DurableError> {
         durable::read(&run_dir.join("state"), MAGIC, BYTES_MAX)
     }
+
+    /// Writes it where the next agent finds it.
+    ///
+    /// # Errors
+    /// The disk takes it not.
+    pub fn store(&self, run_dir: &std::path::Path) -> Result<(), DurableError> {
+        durable::write(&run_dir.join("state"), MAGIC, self, Keep::ThroughRestart)
+    }
 }
 
 /// Runs one pod.
@@ -287,7 +295,7 @@ impl Worker {
                 path: self.path.clone(),
                 source,
             })
-            .and_then(|()| durable::write(&self.path, MAGIC, &kept, Keep::ThroughRestart));
+            .and_then(|()| kept.store(folder));
         match written {
             Ok(()) => self.kept = Some(kept.state),
             // The containers' own folders tell most of it again.

@@ -60,6 +60,8 @@ fn find(root: &Path, path: &str, make: bool) -> io::Result<OwnedFd> {
         Err(Errno::NOENT) if make => {}
         other => return Ok(other?),
     }
+    // As the kubelet: what is made is open to whom the volume is.
+    let mode = Mode::from_raw_mode(rustix::fs::fstat(&folder)?.st_mode & 0o7777);
     let mut done = std::path::PathBuf::new();
     let mut last = folder.try_clone()?;
     for part in Path::new(path).components() {
@@ -68,7 +70,13 @@ fn find(root: &Path, path: &str, make: bool) -> io::Result<OwnedFd> {
         last = match open(&done) {
             Err(Errno::NOENT) => {
                 match rustix::fs::mkdirat(&last, name, Mode::from_raw_mode(0o750)) {
-                    Ok(()) | Err(Errno::EXIST) => {}
+                    Ok(()) => {
+                        let flags =
+                            OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                        let made = rustix::fs::openat(&last, name, flags, Mode::empty())?;
+                        rustix::fs::chmod(format!("/proc/self/fd/{}", made.as_raw_fd()), mode)?;
+                    }
+                    Err(Errno::EXIST) => {}
                     Err(error) => return Err(error.into()),
                 }
                 open(&done)?
@@ -131,6 +139,17 @@ mod tests {
         assert_eq!(check(tree, "link", true).unwrap(), "inside");
         assert_eq!(check(tree, "new/er", true).unwrap(), "folder 0");
         check(tree, "new/er", false).unwrap_err();
+    }
+
+    #[test]
+    fn a_folder_that_is_made_is_open_to_whom_the_volume_is() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o2775)).unwrap();
+        find(folder.path(), "new/er", true).unwrap();
+        assert_eq!(mode(&folder.path().join("new")), 0o2775);
+        assert_eq!(mode(&folder.path().join("new/er")), 0o2775);
     }
 
     #[test]

@@ -78,7 +78,8 @@ mod tests {
     fn what_is_on_the_disk_counts_and_links_do_not_lead_away() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-        let dirs = PodDirs { run: at("run"), disk: at("disk"), logs: at("logs") };
+        let dirs =
+            PodDirs { run: at("run"), disk: at("disk"), logs: at("logs"), storage: at("storage") };
         let mut pod = pod(vec![container("c")]);
         let of = |name: &str, memory| VolumeV1 {
             name: name.into(),

@@ -90,7 +90,7 @@ async fn failures_are_status_objects() {
             "/api/v1/pods?watch=1&resourceVersion=999999",
             "",
             504,
-            "Timeout: Too large resource version: 999999, current: 6",
+            "Timeout: Too large resource version: 999999, current: 7",
         ),
         (
             "GET",
@@ -169,7 +169,7 @@ async fn lists_stream_stored_bytes_and_compress_when_long() {
     let empty = running.ask("GET", MAPS, &[], b"").await;
     assert_eq!(
         empty.text(),
-        "{\"kind\":\"ConfigMapList\",\"apiVersion\":\"v1\",\"metadata\":{\"resourceVersion\":\"6\"},\"items\":[]}\n"
+        "{\"kind\":\"ConfigMapList\",\"apiVersion\":\"v1\",\"metadata\":{\"resourceVersion\":\"7\"},\"items\":[]}\n"
     );
     fill(&running, 600, 500).await;
     let plain = running.ask("GET", MAPS, &[], b"").await;

@@ -137,6 +137,12 @@ impl<T: Projection> Cache<T> {
         self.read(|state| state.objects.len())
     }
 
+    /// Told after every change.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<Option<u64>> {
+        self.0.revision.subscribe()
+    }
+
     /// Waits until everything there is has been listed once.
     pub async fn synced(&self) {
         // The sender lives as long as `self`.

@@ -327,5 +327,8 @@ pub mod kinds {
         config_maps: "" "ConfigMap",
         deployments: "apps" "Deployment",
         replica_sets: "apps" "ReplicaSet",
+        volumes: "" "PersistentVolume",
+        claims: "" "PersistentVolumeClaim",
+        storage_classes: "storage.k8s.io" "StorageClass",
     }
 }

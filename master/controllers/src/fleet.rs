@@ -16,7 +16,7 @@ use crate::node_lifecycle::{self, NodeLiveness};
 use crate::projection::{Deployment, Meta, Namespace, Node, Pod, ReplicaSet};
 use crate::{
     deployment, namespace, node_cidr, pod_cleanup, replica_set, runner, scheduler_loop,
-    service_account,
+    service_account, volumes,
 };
 
 /// What may be set.
@@ -56,6 +56,8 @@ pub struct Fleet {
     pub deployments: Cache<Deployment>,
     /// Every ReplicaSet.
     pub replica_sets: Cache<ReplicaSet>,
+    /// Persistent volumes, their claims and classes, and the pods and nodes beside them.
+    pub storage: volumes::Caches,
     /// For events of other parts of the master.
     pub recorder: Recorder,
 }
@@ -70,9 +72,17 @@ impl Fleet {
         shutdown: &CancellationToken,
     ) -> Self {
         let (recorder, records) = events::recorder();
+        let (pods, nodes) = (Cache::new(kinds::pods()), Cache::new(kinds::nodes()));
         let fleet = Self {
-            pods: Cache::new(kinds::pods()),
-            nodes: Cache::new(kinds::nodes()),
+            storage: volumes::Caches {
+                volumes: Cache::new(kinds::volumes()),
+                claims: Cache::new(kinds::claims()),
+                classes: Cache::new(kinds::storage_classes()),
+                pods: pods.clone(),
+                nodes: nodes.clone(),
+            },
+            pods,
+            nodes,
             namespaces: Cache::new(kinds::namespaces()),
             deployments: Cache::new(kinds::deployments()),
             replica_sets: Cache::new(kinds::replica_sets()),
@@ -86,12 +96,16 @@ impl Fleet {
         start.follow(&fleet.namespaces);
         start.follow(&fleet.deployments);
         start.follow(&fleet.replica_sets);
+        start.follow(&fleet.storage.volumes);
+        start.follow(&fleet.storage.claims);
+        start.follow(&fleet.storage.classes);
         let (sources, accounts) = start.sources();
         start.replica_sets(&sources);
         start.deployments(&sources);
         start.nodes(&sources);
         start.namespaces(&sources, accounts);
         start.garbage(&sources);
+        start.volumes(&sources);
         start.scheduling(&sources);
         fleet
     }
@@ -121,6 +135,9 @@ impl<C: Cluster, L: NodeLiveness, R: ImageResolver> Start<'_, C, L, R> {
             Box::new(fleet.namespaces.clone()),
             Box::new(fleet.deployments.clone()),
             Box::new(fleet.replica_sets.clone()),
+            Box::new(fleet.storage.volumes.clone()),
+            Box::new(fleet.storage.claims.clone()),
+            Box::new(fleet.storage.classes.clone()),
         ];
         let accounts = Cache::new(kinds::service_accounts());
         self.follow(&accounts);
@@ -277,13 +294,30 @@ impl<C: Cluster, L: NodeLiveness, R: ImageResolver> Start<'_, C, L, R> {
         });
     }
 
+    fn volumes(&self, sources: &Sources) {
+        let storage = &self.fleet.storage;
+        let (sender, receiver) = runner::queue();
+        volumes::feed(storage, &sender);
+        let controller = Arc::new(volumes::Controller::new(
+            Arc::clone(&self.parts.cluster),
+            storage.clone(),
+            self.fleet.recorder.clone(),
+        ));
+        // One at a time: two claims must not be given the same volume.
+        let config = runner::Config { concurrency: 1, ..runner::Config::default() };
+        self.run("volumes", config, sources, receiver, move |key: volumes::Key| {
+            let controller = Arc::clone(&controller);
+            async move { controller.reconcile(&key).await }
+        });
+    }
+
     fn scheduling(&self, sources: &Sources) {
         let fleet = &self.fleet;
         let settled = Settled::default();
         let (schedule, to_schedule) = runner::queue();
         let (pods, pods_receiver) = runner::queue();
         let (lookups, lookups_receiver) = runner::queue();
-        scheduler_loop::feed(&fleet.pods, &fleet.nodes, &schedule);
+        scheduler_loop::feed(&fleet.storage, &schedule);
         image::feed(&fleet.pods, &settled, &pods);
         let controller = Arc::new(image::Controller::new(
             Arc::clone(&self.parts.cluster),
@@ -309,8 +343,7 @@ impl<C: Cluster, L: NodeLiveness, R: ImageResolver> Start<'_, C, L, R> {
         let parts = scheduler_loop::Parts {
             cluster: Arc::clone(&self.parts.cluster),
             clock: self.parts.clock,
-            pods: fleet.pods.clone(),
-            nodes: fleet.nodes.clone(),
+            storage: fleet.storage.clone(),
             recorder: fleet.recorder.clone(),
             settled,
         };

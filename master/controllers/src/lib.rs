@@ -33,6 +33,7 @@ pub mod scheduler_loop;
 pub mod service_account;
 #[cfg(test)]
 mod testing;
+pub mod volumes;
 
 pub use cluster::{Change, Cluster, ClusterError, DeleteOptions, Propagation, WatchItem};
 pub use fleet::{Config, Fleet, Parts};

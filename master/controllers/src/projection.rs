@@ -9,6 +9,7 @@
 mod intern;
 mod node;
 mod pod;
+mod storage;
 mod workload;
 
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use api::{ObjectKey, Value, meta};
 pub use intern::{intern, intern_demand};
 pub use node::{Node, labels};
 pub use pod::{Phase, Pod, RUNTIME_CLASS_OCI, RUNTIME_CLASS_WASM, Runtime};
+pub use storage::{Claim, Class, Holder, Volume};
 pub(crate) use workload::own_annotation;
 pub use workload::{Deployment, ReplicaSet, annotations, digest, template_digest};
 
@@ -43,6 +45,8 @@ pub enum Term {
     Orphan(Arc<str>),
     /// Pods that use an image.
     Image(Arc<str>),
+    /// Pods that use a claim, and the volume that names it.
+    Claim(ObjectKey),
 }
 
 /// Labels, sorted by key.

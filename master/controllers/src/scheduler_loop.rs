@@ -11,6 +11,7 @@
 //! its node at once and until the projection shows it there, so that no node is
 //! over-committed; a binding that fails takes the pod back.
 
+mod binding;
 mod queue;
 
 use std::collections::{HashMap, HashSet};
@@ -25,14 +26,15 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::cluster::{Cluster, ClusterError, Identity, Part, ignore_not_found, kinds, modify};
 use crate::events::{Involved, Record, Recorder};
 use crate::image::Settled;
-use crate::projection::{Node, Pod};
+use crate::projection::Pod;
 use crate::runner::{Receiver, Sender};
+use crate::volumes::Caches;
 
+use binding::{BindError, Wanted};
 use queue::Queue;
 
 /// The name pods ask for, and the component of its events.
@@ -53,18 +55,26 @@ pub enum Key {
     Pod(ObjectKey),
     /// A node.
     Node(String),
+    /// A volume, claim or class.
+    Storage,
 }
 
 /// Asks for a look at what changed.
-pub fn feed(pods: &Cache<Pod>, nodes: &Cache<Node>, queue: &Sender<Key>) {
+pub fn feed(storage: &Caches, queue: &Sender<Key>) {
     let sender = queue.clone();
-    pods.on_change(move |before, after| {
+    storage.volumes.on_change(move |_, _| sender.add(Key::Storage));
+    let sender = queue.clone();
+    storage.claims.on_change(move |_, _| sender.add(Key::Storage));
+    let sender = queue.clone();
+    storage.classes.on_change(move |_, _| sender.add(Key::Storage));
+    let sender = queue.clone();
+    storage.pods.on_change(move |before, after| {
         if let Some(pod) = after.or(before) {
             sender.add(Key::Pod(pod.key().clone()));
         }
     });
     let sender = queue.clone();
-    nodes.on_change(move |before, after| {
+    storage.nodes.on_change(move |before, after| {
         if let Some(node) = after.or(before) {
             sender.add(Key::Node(node.meta.key.name.clone()));
         }
@@ -78,10 +88,8 @@ pub struct Parts<C> {
     pub cluster: Arc<C>,
     /// The time of day, for conditions.
     pub clock: Clock,
-    /// Every pod.
-    pub pods: Cache<Pod>,
-    /// Every node.
-    pub nodes: Cache<Node>,
+    /// Every pod and node, and the volumes that pods ask for.
+    pub storage: Caches,
     /// For people.
     pub recorder: Recorder,
     /// Pods whose images were looked for.
@@ -101,6 +109,7 @@ pub async fn run<C: Cluster>(
         queue: Queue::default(),
         seen: HashMap::new(),
         assumed: HashSet::new(),
+        binding: HashSet::new(),
         writes: JoinSet::new(),
         retry_all: Instant::now() + RETRY_ALL,
     };
@@ -141,7 +150,9 @@ struct Written {
     pod: Arc<Pod>,
     /// The node, for a binding.
     node: Option<Arc<str>>,
-    result: Result<(), ClusterError>,
+    /// Claims that were bound first.
+    claims: Vec<ObjectKey>,
+    result: Result<(), BindError>,
 }
 
 struct State<C> {
@@ -151,6 +162,8 @@ struct State<C> {
     seen: HashMap<ObjectKey, Seen>,
     /// Pods bound by this process that the projection does not show bound yet.
     assumed: HashSet<Arc<str>>,
+    /// Claims that are being bound for a pod that is about to be.
+    binding: HashSet<ObjectKey>,
     writes: JoinSet<Written>,
     retry_all: Instant,
 }
@@ -159,7 +172,7 @@ impl<C: Cluster> State<C> {
     fn changed(&mut self, key: Key) {
         match key {
             Key::Node(name) => {
-                let changed = match self.parts.nodes.get(&ObjectKey::new("", &name)) {
+                let changed = match self.parts.storage.nodes.get(&ObjectKey::new("", &name)) {
                     Some(node) => self.snapshot.set_node(node.schedulable.clone()),
                     None => {
                         self.snapshot.remove_node(&name);
@@ -170,12 +183,13 @@ impl<C: Cluster> State<C> {
                     self.queue.something_changed();
                 }
             }
+            Key::Storage => self.queue.something_changed(),
             Key::Pod(key) => self.pod_changed(&key),
         }
     }
 
     fn pod_changed(&mut self, key: &ObjectKey) {
-        let pod = self.parts.pods.get(key);
+        let pod = self.parts.storage.pods.get(key);
         let other = self
             .seen
             .get(key)
@@ -241,7 +255,7 @@ impl<C: Cluster> State<C> {
                 return false;
             };
             let open = |pod: &Arc<Pod>| pod.node.is_none() && pod.is_active();
-            if let Some(pod) = self.parts.pods.get(&key).filter(open) {
+            if let Some(pod) = self.parts.storage.pods.get(&key).filter(open) {
                 self.decide(pod, now);
             }
         }
@@ -250,34 +264,72 @@ impl<C: Cluster> State<C> {
 
     fn decide(&mut self, pod: Arc<Pod>, now: Instant) {
         let owner = pod.meta.controller().map(|owner| Arc::clone(&owner.uid));
-        match self.snapshot.schedule(&pod.demand, owner.as_deref()) {
+        let wanted = if pod.claims.is_empty() {
+            Ok(Wanted::default())
+        } else {
+            binding::wanted(&self.parts.storage, &pod)
+        };
+        let wanted = match wanted {
+            Ok(wanted) => wanted,
+            Err(why) => {
+                let n_nodes = self.snapshot.n_nodes();
+                let message = format!("0/{n_nodes} nodes are available: {why}.");
+                self.unschedulable(pod, message, now);
+                return;
+            }
+        };
+        if wanted.open.iter().any(|claim| self.binding.contains(&claim.meta.key)) {
+            // Another pod of the same claim settles where it goes.
+            self.queue.failed(pod.key().clone(), pod.priority, now);
+            return;
+        }
+        match self.snapshot.schedule_with(&pod.demand, owner.as_deref(), &wanted.claims) {
             Decision::Bind(node) => {
                 self.snapshot.place(&pod.meta.uid, &node, &pod.demand, owner.as_ref());
                 self.assumed.insert(Arc::clone(&pod.meta.uid));
-                let cluster = Arc::clone(&self.parts.cluster);
+                let claims: Vec<ObjectKey> =
+                    wanted.open.iter().map(|claim| claim.meta.key.clone()).collect();
+                self.binding.extend(claims.iter().cloned());
+                let (cluster, storage) =
+                    (Arc::clone(&self.parts.cluster), self.parts.storage.clone());
                 self.writes.spawn(async move {
-                    let result = cluster.bind(pod.key(), &pod.meta.uid, &node).await;
-                    Written { pod, node: Some(node), result }
+                    let volumes = binding::bind_volumes(&*cluster, &storage, &wanted, &node).await;
+                    let result = match volumes {
+                        Ok(()) => cluster
+                            .bind(pod.key(), &pod.meta.uid, &node)
+                            .await
+                            .map_err(BindError::Cluster),
+                        Err(error) => Err(error),
+                    };
+                    Written { pod, node: Some(node), claims, result }
                 });
             }
             Decision::Unschedulable(rejections) => {
-                let message = summary(&rejections);
-                self.queue.unschedulable(pod.key().clone(), pod.priority, now);
-                self.tell(&pod, "FailedScheduling", message.clone(), true);
-                if pod.unschedulable.as_deref() == Some(&message) {
-                    return;
-                }
-                let (cluster, time) = (Arc::clone(&self.parts.cluster), self.parts.clock.text());
-                self.writes.spawn(async move {
-                    let result = mark_unschedulable(&*cluster, &pod, &message, &time).await;
-                    Written { pod, node: None, result }
-                });
+                self.unschedulable(pod, summary(&rejections), now);
             }
         }
     }
 
+    /// Says that no node can run a pod, and why.
+    fn unschedulable(&mut self, pod: Arc<Pod>, message: String, now: Instant) {
+        self.queue.unschedulable(pod.key().clone(), pod.priority, now);
+        self.tell(&pod, "FailedScheduling", message.clone(), true);
+        if pod.unschedulable.as_deref() == Some(&message) {
+            return;
+        }
+        let (cluster, time) = (Arc::clone(&self.parts.cluster), self.parts.clock.text());
+        self.writes.spawn(async move {
+            let result = mark_unschedulable(&*cluster, &pod, &message, &time).await;
+            let result = result.map_err(BindError::Cluster);
+            Written { pod, node: None, claims: Vec::new(), result }
+        });
+    }
+
     fn written(&mut self, written: Written) {
-        let Written { pod, node, result } = written;
+        let Written { pod, node, claims, result } = written;
+        for claim in &claims {
+            self.binding.remove(claim);
+        }
         let Some(node) = node else {
             if let Err(error) = result {
                 debug!(pod = %pod.key(), %error, "cannot say that a pod has no node");
@@ -290,7 +342,7 @@ impl<C: Cluster> State<C> {
                 self.tell(&pod, "Scheduled", message, false);
             }
             Err(error) => {
-                let seen = self.parts.pods.get(pod.key());
+                let seen = self.parts.storage.pods.get(pod.key());
                 let bound = seen
                     .as_ref()
                     .is_some_and(|seen| seen.meta.uid == pod.meta.uid && seen.node.is_some());
@@ -299,7 +351,11 @@ impl<C: Cluster> State<C> {
                     self.snapshot.remove_pod(&pod.meta.uid);
                 }
                 match &error {
-                    ClusterError::NotFound(_) | ClusterError::Conflict(_) => {
+                    BindError::Volumes(_) => {
+                        let message = format!("running PreBind plugin \"VolumeBinding\": {error}");
+                        self.tell(&pod, "FailedScheduling", message, true);
+                    }
+                    BindError::Cluster(ClusterError::NotFound(_) | ClusterError::Conflict(_)) => {
                         debug!(pod = %pod.key(), %error, "a pod could not be bound");
                     }
                     _ => warn!(pod = %pod.key(), %error, "a pod could not be bound"),

@@ -262,6 +262,7 @@ mod tests {
                 hold_unknown: false,
                 image_policies: Vec::new(),
                 prepull: Vec::new(),
+                remove_volumes: Vec::new(),
                 ext: Vec::new(),
             }),
         };

@@ -50,6 +50,10 @@ pub enum Rejection {
     },
     /// A port of the node that the pod asks for is another pod's.
     HostPort,
+    /// A volume that one of the pod's claims is bound to is not on the node.
+    VolumeAffinity,
+    /// No volume on the node fits a claim, and none is made there.
+    NoVolumeToBind,
 }
 
 /// What ports of a node are counted as: each node has each of them once.
@@ -74,6 +78,12 @@ impl fmt::Display for Rejection {
             Self::Insufficient { resource, .. } => write!(f, "Insufficient {resource}"),
             Self::HostPort => {
                 f.write_str("node(s) didn't have free ports for the requested pod ports")
+            }
+            Self::VolumeAffinity => {
+                f.write_str("node(s) didn't match PersistentVolume's node affinity")
+            }
+            Self::NoVolumeToBind => {
+                f.write_str("node(s) didn't find available persistent volumes to bind")
             }
         }
     }
@@ -103,6 +113,8 @@ impl Rejection {
             }
             Self::TooManyPods => "too many pods".to_owned(),
             Self::HostPort => "a port that the pod asks for is taken".to_owned(),
+            Self::VolumeAffinity => "a volume of the pod is on another node".to_owned(),
+            Self::NoVolumeToBind => "no volume here fits the pod's claims".to_owned(),
         }
     }
 }
@@ -242,14 +254,7 @@ fn selected(demand: &Demand, node: &Node) -> bool {
     if !demand.node_selector.iter().all(has) {
         return false;
     }
-    let holds = |term: &Vec<api::selector::Requirement>| {
-        term.iter().all(|requirement| match requirement.key.as_str() {
-            // `matchFields` knows only this field.
-            "metadata.name" => requirement.matches(Some(&node.name)),
-            key => requirement.matches(node.label(key)),
-        })
-    };
-    demand.affinity.is_empty() || demand.affinity.iter().any(holds)
+    node.meets(&demand.affinity)
 }
 
 fn platform(demand: &Demand, node: &Node) -> Option<Rejection> {

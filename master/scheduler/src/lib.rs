@@ -12,7 +12,7 @@
 //! See <https://kubernetes.io/docs/concepts/scheduling-eviction/kube-scheduler/>.
 //!
 //! Reading order: [`resources`], [`demand`], [`node`], [`filter`], [`score`],
-//! [`snapshot`].
+//! [`volumes`], [`snapshot`].
 
 pub mod demand;
 pub mod filter;
@@ -21,10 +21,12 @@ pub mod platform;
 pub mod resources;
 pub mod score;
 pub mod snapshot;
+pub mod volumes;
 
 pub use demand::{Demand, Effect, Toleration, TolerationOperator};
 pub use filter::{Rejection, summary};
-pub use node::{Node, Taint};
+pub use node::{Affinity, Node, Taint};
 pub use platform::Platform;
 pub use resources::Resources;
 pub use snapshot::{Decision, Snapshot};
+pub use volumes::{Candidate, Choice, Claims, Unbound};

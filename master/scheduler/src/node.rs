@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use api::selector::Requirement;
+
 use crate::demand::Effect;
 use crate::resources::Resources;
 
@@ -45,7 +47,23 @@ pub struct Node {
     pub images: Vec<Arc<str>>,
 }
 
+/// Conditions on a node: one of these lists must hold; empty for any node.
+pub type Affinity = Vec<Vec<Requirement>>;
+
 impl Node {
+    /// Whether the node is one of those that `affinity` names.
+    #[must_use]
+    pub fn meets(&self, affinity: &[Vec<Requirement>]) -> bool {
+        let holds = |term: &Vec<Requirement>| {
+            term.iter().all(|requirement| match requirement.key.as_str() {
+                // `matchFields` knows only this field.
+                "metadata.name" => requirement.matches(Some(&self.name)),
+                key => requirement.matches(self.label(key)),
+            })
+        };
+        affinity.is_empty() || affinity.iter().any(holds)
+    }
+
     /// The value of a label.
     #[must_use]
     pub fn label(&self, key: &str) -> Option<&str> {

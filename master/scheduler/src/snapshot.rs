@@ -15,6 +15,7 @@ use crate::filter::{self, Rejection};
 use crate::node::Node;
 use crate::resources::Resources;
 use crate::score::{self, Scale};
+use crate::volumes::Claims;
 
 /// Most demands whose fixed part is remembered.
 const CLASSES_MAX: usize = 256;
@@ -185,6 +186,16 @@ impl Snapshot {
     /// remembered to be quicker: the caller tells with [`Snapshot::place`] that
     /// the pod is bound.
     pub fn schedule(&mut self, demand: &Arc<Demand>, owner: Option<&str>) -> Decision {
+        self.schedule_with(demand, owner, &Claims::default())
+    }
+
+    /// As [`Snapshot::schedule`], for a pod with persistent volumes.
+    pub fn schedule_with(
+        &mut self,
+        demand: &Arc<Demand>,
+        owner: Option<&str>,
+        claims: &Claims,
+    ) -> Decision {
         let key = Arc::as_ptr(demand).addr();
         if self.classes.len() >= CLASSES_MAX && !self.classes.contains_key(&key) {
             self.classes.clear();
@@ -210,6 +221,9 @@ impl Snapshot {
             if !filter::fits(demand, node, &slot.used, slot.n_pods) {
                 continue;
             }
+            if claims.choose(node).is_err() {
+                continue;
+            }
             let mut score = verdict.score + slot.scale.resources(slot.counted, asked);
             if let Some(siblings) = siblings {
                 let here = siblings.get(&at).copied().unwrap_or(0);
@@ -227,19 +241,22 @@ impl Snapshot {
         }
         match best {
             Some((_, at)) => Decision::Bind(Arc::clone(&self.slots[at].name)),
-            None => Decision::Unschedulable(self.rejections(demand)),
+            None => Decision::Unschedulable(self.rejections(demand, claims)),
         }
     }
 
     /// Why each node cannot run a pod, by name of the node.
-    fn rejections(&self, demand: &Demand) -> Vec<(Arc<str>, Vec<Rejection>)> {
+    fn rejections(&self, demand: &Demand, claims: &Claims) -> Vec<(Arc<str>, Vec<Rejection>)> {
         let mut rejections: Vec<(Arc<str>, Vec<Rejection>)> = Vec::new();
         for slot in &self.slots {
             let Some(node) = &slot.node else { continue };
-            let reasons = match filter::fixed(demand, node) {
+            let mut reasons = match filter::fixed(demand, node) {
                 Some(reason) => vec![reason],
                 None => filter::short(demand, node, &slot.used, slot.n_pods),
             };
+            if reasons.is_empty() {
+                reasons.extend(claims.choose(node).err());
+            }
             rejections.push((Arc::clone(&slot.name), reasons));
         }
         rejections.sort_by(|a, b| a.0.cmp(&b.0));

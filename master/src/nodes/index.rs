@@ -18,6 +18,8 @@ pub(super) struct Index {
     mirrors: HashMap<String, BTreeSet<ObjectKey>>,
     /// Which pods name a ConfigMap or Secret, by namespace.
     users: HashMap<(String, SourceV1), HashSet<ObjectKey>>,
+    /// Which pods name a claim.
+    claims: HashMap<ObjectKey, BTreeSet<ObjectKey>>,
 }
 
 #[derive(Debug)]
@@ -26,11 +28,12 @@ struct Pod {
     uid: Uid,
     generation: u64,
     sources: BTreeSet<SourceV1>,
+    claims: Vec<ObjectKey>,
 }
 
 impl Index {
-    /// Takes a pod as it is now, or `None` once it is gone. Returns the nodes
-    /// whose set that changes.
+    /// Takes a pod as it is now, or `None` once it is gone; `claims` is what its
+    /// claims are. Returns the nodes whose set that changes.
     ///
     /// # Errors
     /// Where the pod cannot be lowered; it then counts as gone.
@@ -38,12 +41,13 @@ impl Index {
         &mut self,
         key: &ObjectKey,
         object: Option<&Value>,
+        claims: &lower::Claims,
     ) -> Result<Vec<String>, lower::LowerError> {
         let node = object.and_then(|object| object["spec"]["nodeName"].as_str()).unwrap_or("");
         let lowered = match object {
             // The node has it from its own folder: it is shown, not sent.
             Some(object) if meta::annotation(object, meta::MIRROR_ANNOTATION).is_some() => Ok(None),
-            Some(object) if !node.is_empty() => lower::pod(object).map(Some),
+            Some(object) if !node.is_empty() => lower::pod_with(object, claims).map(Some),
             _ => Ok(None),
         };
         let (lowered, problem) = match lowered {
@@ -61,7 +65,8 @@ impl Index {
         if !same {
             changed.extend(self.remove(key));
             if let Some(new) = lowered {
-                self.insert(key, node, new);
+                let claims = claims.keys().map(|name| ObjectKey::new(&key.namespace, name));
+                self.insert(key, node, new, claims.collect());
                 changed.push(node.to_owned());
             }
             changed.dedup();
@@ -92,7 +97,16 @@ impl Index {
         self.mirrors.get(node).into_iter().flatten().cloned().collect()
     }
 
-    fn insert(&mut self, key: &ObjectKey, node: &str, lowered: lower::LoweredPod) {
+    fn insert(
+        &mut self,
+        key: &ObjectKey,
+        node: &str,
+        lowered: lower::LoweredPod,
+        claims: Vec<ObjectKey>,
+    ) {
+        for claim in &claims {
+            self.claims.entry(claim.clone()).or_default().insert(key.clone());
+        }
         for source in &lowered.sources {
             let users = (key.namespace.clone(), source.clone());
             self.users.entry(users).or_default().insert(key.clone());
@@ -103,6 +117,7 @@ impl Index {
             uid: lowered.item.uid,
             generation: lowered.item.generation,
             sources: lowered.sources,
+            claims,
         };
         self.pods.insert(key.clone(), pod);
     }
@@ -115,6 +130,14 @@ impl Index {
                 pods.remove(key);
                 if pods.is_empty() {
                     self.users.remove(&users);
+                }
+            }
+        }
+        for claim in old.claims {
+            if let Some(pods) = self.claims.get_mut(&claim) {
+                pods.remove(key);
+                if pods.is_empty() {
+                    self.claims.remove(&claim);
                 }
             }
         }
@@ -132,6 +155,11 @@ impl Index {
         let users = self.users.get(&(namespace.to_owned(), source.clone()));
         let pods = users.into_iter().flatten().filter_map(|key| self.pods.get(key));
         pods.map(|pod| pod.node.clone()).collect()
+    }
+
+    /// The pods on nodes that name this claim.
+    pub(super) fn pods_with_claim(&self, claim: &ObjectKey) -> Vec<ObjectKey> {
+        self.claims.get(claim).into_iter().flatten().cloned().collect()
     }
 
     /// The pods of a node.
@@ -192,7 +220,7 @@ mod tests {
         let mut index = Index::default();
         let mut apply = |name: &str, node: &str, image: &str| {
             let (key, object) = pod(name, node, image);
-            index.pod(&key, Some(&object)).unwrap()
+            index.pod(&key, Some(&object), &lower::Claims::new()).unwrap()
         };
         assert_eq!(apply("a", "", "x"), Vec::<String>::new());
         assert_eq!(apply("a", "n1", "x"), ["n1"]);
@@ -203,18 +231,42 @@ mod tests {
         assert_eq!(index.users("default", &source), BTreeSet::from(["n2".to_owned()]));
         let key = ObjectKey::new("default", "a");
         assert_eq!(index.pods_of("n2"), std::slice::from_ref(&key));
-        assert_eq!(index.pod(&key, None).unwrap(), ["n2"]);
+        assert_eq!(index.pod(&key, None, &lower::Claims::new()).unwrap(), ["n2"]);
         assert!(index.users("default", &source).is_empty());
         assert!(index.pods_of("n2").is_empty());
+    }
+
+    #[test]
+    fn a_claim_that_gets_its_volume_changes_its_pods() {
+        let mut index = Index::default();
+        let (key, mut object) = pod("a", "n1", "x");
+        object["spec"]["volumes"] =
+            json!([{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]);
+        let claim = ObjectKey::new("default", "c");
+        let mut take = |claimed: lower::Claimed| {
+            let claims = lower::Claims::from([("c".to_owned(), claimed)]);
+            let changed = index.pod(&key, Some(&object), &claims).unwrap();
+            (changed, index.pods_with_claim(&claim))
+        };
+        let (n1, pods) = (vec!["n1".to_owned()], vec![key.clone()]);
+        let waits = || lower::Claimed::Waits("not bound".to_owned());
+        assert_eq!(take(waits()), (n1.clone(), pods.clone()));
+        assert_eq!(take(waits()), (Vec::new(), pods.clone()));
+        let made = || lower::Claimed::Made { volume: "pvc-1".to_owned() };
+        assert_eq!(take(made()), (n1.clone(), pods.clone()));
+        // A volume that is lost leaves the pod where it is, waiting for it.
+        assert_eq!(take(waits()), (n1.clone(), pods));
+        assert_eq!(index.pod(&key, None, &lower::Claims::new()).unwrap(), n1);
+        assert!(index.pods_with_claim(&claim).is_empty());
     }
 
     #[test]
     fn a_pod_that_cannot_be_lowered_is_taken_from_its_node() {
         let mut index = Index::default();
         let (key, mut object) = pod("a", "n1", "x");
-        index.pod(&key, Some(&object)).unwrap();
+        index.pod(&key, Some(&object), &lower::Claims::new()).unwrap();
         object["metadata"]["uid"] = json!("damaged");
-        index.pod(&key, Some(&object)).unwrap_err();
+        index.pod(&key, Some(&object), &lower::Claims::new()).unwrap_err();
         assert!(index.pods_of("n1").is_empty());
     }
 }

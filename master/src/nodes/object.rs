@@ -42,6 +42,16 @@ pub(super) fn set_labels(node: &mut Value, info: &NodeInfoV1) -> bool {
     node["metadata"]["labels"] != before
 }
 
+/// Says where the node's folder for volumes is; whether that is new.
+pub(super) fn set_storage_folder(node: &mut Value, info: &NodeInfoV1) -> bool {
+    let known = meta::annotation(node, api::storage::STORAGE_FOLDER).unwrap_or_default();
+    if known == info.storage_folder || info.storage_folder.is_empty() {
+        return false;
+    }
+    meta::set_annotation(node, api::storage::STORAGE_FOLDER, &info.storage_folder);
+    true
+}
+
 /// The Node's status after a hello at `now`.
 pub(super) fn status(node: &Value, info: &NodeInfoV1, now: Timestamp) -> Value {
     let old = &node["status"];

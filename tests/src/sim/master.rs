@@ -237,6 +237,7 @@ fn config() -> ItemV1 {
         hold_unknown: false,
         image_policies: Vec::new(),
         prepull: Vec::new(),
+        remove_volumes: Vec::new(),
         ext: Vec::new(),
     };
     ItemV1 { uid: [0; 16], generation: 1, body: BodyV1::Node(config) }

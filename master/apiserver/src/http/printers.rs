@@ -31,6 +31,7 @@ pub(super) struct Printer {
 /// What kubectl shows where there is nothing.
 pub(super) const NONE: &str = "<none>";
 const UNKNOWN: &str = "<unknown>";
+const UNSET: &str = "<unset>";
 
 const fn column(name: &'static str, description: &'static str) -> Column {
     Column { name, kind: "string", priority: 0, description }
@@ -248,6 +249,103 @@ const RUNTIME_CLASS: Printer = Printer {
     },
 };
 
+const PERSISTENT_VOLUME: Printer = Printer {
+    columns: &[
+        NAME,
+        column("Capacity", "How much the volume holds."),
+        column("Access Modes", "How the volume may be mounted."),
+        column("Reclaim Policy", "What becomes of the volume once its claim is gone."),
+        column("Status", "Where the volume is in its life."),
+        column("Claim", "The claim the volume is bound to."),
+        column("StorageClass", "The class of the volume."),
+        column("VolumeAttributesClass", "The class of the volume's attributes."),
+        column("Reason", "Why the volume is in this state."),
+        AGE,
+        wide("VolumeMode", "Filesystem or Block."),
+    ],
+    cells: |volume, now| {
+        let claim = match text(volume, &["spec", "claimRef", "name"]) {
+            "" => String::new(),
+            name => format!("{}/{name}", text(volume, &["spec", "claimRef", "namespace"])),
+        };
+        json!([
+            meta(volume, "name"),
+            text(volume, &["spec", "capacity", "storage"]),
+            access_modes(&volume["spec"]["accessModes"]),
+            text(volume, &["spec", "persistentVolumeReclaimPolicy"]),
+            terminating_or(volume, text(volume, &["status", "phase"])),
+            claim,
+            text(volume, &["spec", "storageClassName"]),
+            or(text(volume, &["spec", "volumeAttributesClassName"]), UNSET),
+            text(volume, &["status", "reason"]),
+            age(volume, now),
+            or(text(volume, &["spec", "volumeMode"]), UNSET),
+        ])
+    },
+};
+
+const PERSISTENT_VOLUME_CLAIM: Printer = Printer {
+    columns: &[
+        NAME,
+        column("Status", "Whether the claim has a volume."),
+        column("Volume", "The volume the claim is bound to."),
+        column("Capacity", "How much the volume holds."),
+        column("Access Modes", "How the volume may be mounted."),
+        column("StorageClass", "The class the claim asks for."),
+        column("VolumeAttributesClass", "The class of the volume's attributes."),
+        AGE,
+        wide("VolumeMode", "Filesystem or Block."),
+    ],
+    cells: |claim, now| {
+        let volume = text(claim, &["spec", "volumeName"]);
+        // Before it is bound nothing is known of the volume's size.
+        let (capacity, modes) = if volume.is_empty() {
+            ("", String::new())
+        } else {
+            let capacity = text(claim, &["status", "capacity", "storage"]);
+            (capacity, access_modes(&claim["status"]["accessModes"]))
+        };
+        json!([
+            meta(claim, "name"),
+            terminating_or(claim, text(claim, &["status", "phase"])),
+            volume,
+            capacity,
+            modes,
+            text(claim, &["spec", "storageClassName"]),
+            or(text(claim, &["spec", "volumeAttributesClassName"]), UNSET),
+            age(claim, now),
+            or(text(claim, &["spec", "volumeMode"]), UNSET),
+        ])
+    },
+};
+
+const STORAGE_CLASS: Printer = Printer {
+    columns: &[
+        NAME,
+        column("Provisioner", "Who makes volumes of this class."),
+        column("ReclaimPolicy", "What becomes of a volume once its claim is gone."),
+        column("VolumeBindingMode", "When a claim gets its volume."),
+        column("AllowVolumeExpansion", "Whether volumes may grow."),
+        AGE,
+    ],
+    cells: |class, now| {
+        let name = meta(class, "name");
+        let shown = if api::storage::is_default_class(class) {
+            format!("{name} (default)")
+        } else {
+            name.to_owned()
+        };
+        json!([
+            shown,
+            text(class, &["provisioner"]),
+            text(class, &["reclaimPolicy"]),
+            text(class, &["volumeBindingMode"]),
+            (class["allowVolumeExpansion"] == true).to_string(),
+            age(class, now),
+        ])
+    },
+};
+
 const LEASE: Printer = Printer {
     columns: &[NAME, column("Holder", "Who holds it."), AGE],
     cells: |lease, now| {
@@ -274,6 +372,9 @@ pub(super) fn printer(resource: &Resource) -> &'static Printer {
         ("apps", "ReplicaSet") => &REPLICA_SET,
         ("coordination.k8s.io", "Lease") => &LEASE,
         ("node.k8s.io", "RuntimeClass") => &RUNTIME_CLASS,
+        ("", "PersistentVolume") => &PERSISTENT_VOLUME,
+        ("", "PersistentVolumeClaim") => &PERSISTENT_VOLUME_CLAIM,
+        ("storage.k8s.io", "StorageClass") => &STORAGE_CLASS,
         _ => &OTHER,
     }
 }
@@ -357,6 +458,24 @@ fn selector(object: &Value) -> String {
         Ok(selector) => selector.to_string(),
         Err(_) => "<error>".to_owned(),
     }
+}
+
+/// `RWO,ROX` as kubectl shows access modes, each once and in its order.
+fn access_modes(modes: &Value) -> String {
+    const SHORT: [(&str, &str); 4] = [
+        ("ReadWriteOnce", "RWO"),
+        ("ReadOnlyMany", "ROX"),
+        ("ReadWriteMany", "RWX"),
+        ("ReadWriteOncePod", "RWOP"),
+    ];
+    let has = |mode: &str| modes.as_array().is_some_and(|all| all.iter().any(|one| one == mode));
+    let shown: Vec<&str> =
+        SHORT.iter().filter(|(mode, _)| has(mode)).map(|(_, short)| *short).collect();
+    shown.join(",")
+}
+
+fn terminating_or<'a>(object: &Value, phase: &'a str) -> &'a str {
+    if crate::object::is_deleting(object) { "Terminating" } else { phase }
 }
 
 fn node_status(node: &Value) -> String {

@@ -4,14 +4,15 @@
 
 use api::pod_security;
 use api::resource::{self, Resource};
+use api::storage;
 use serde_json::{Value, json};
 use store::{Expect, Write};
 
-use super::{Api, Target, Written};
+use super::{Api, Item, Target, Written};
 use crate::authorize;
 use crate::identity::Identity;
 use crate::object::{self, Encoded};
-use crate::options::WriteOptions;
+use crate::options::{ListOptions, WriteOptions};
 use crate::status::Status;
 
 impl Api {
@@ -86,6 +87,32 @@ impl Api {
         }
     }
 
+    /// A claim that names no class gets the default one, as Kubernetes' admission does.
+    pub(super) fn give_storage_class(
+        &self,
+        target: &Target<'_>,
+        claim: &mut Value,
+    ) -> Result<(), Status> {
+        let is_claim =
+            (target.resource.group, target.resource.kind) == ("", "PersistentVolumeClaim");
+        if !is_claim || storage::class_of(claim).is_some() {
+            return Ok(());
+        }
+        let resource = storage_classes();
+        let who = Identity::master("pinnace:apiserver");
+        let mut pages = self.list_pages(&who, resource, "", &ListOptions::default())?;
+        let mut classes = Vec::new();
+        while let Some(items) = pages.next_page()? {
+            classes.extend(items.iter().map(Item::value));
+        }
+        if let Some(name) = storage::default_class(&classes)
+            && let Some(spec) = claim["spec"].as_object_mut()
+        {
+            spec.insert("storageClassName".to_owned(), name.into());
+        }
+        Ok(())
+    }
+
     /// Tells, as an Event beside the object, what was accepted but is not honoured.
     pub(super) async fn report_unsupported(
         &self,
@@ -124,6 +151,11 @@ impl Api {
             tracing::warn!(%error, namespace, name, "cannot record an event");
         }
     }
+}
+
+/// The resource of storage classes.
+pub(super) fn storage_classes() -> &'static Resource {
+    resource::by_kind("storage.k8s.io", "StorageClass").expect("in the table of resources")
 }
 
 /// Refuses a pod that asks for more than the Pod Security Standards of its
@@ -204,6 +236,12 @@ fn not_a_mirror(node: &str, pod: &Value) -> Option<String> {
     if object::text(pod, &["spec", "nodeName"]) != node {
         return Some(format!(
             "node \"{node}\" can only create pods with spec.nodeName set to itself"
+        ));
+    }
+    let volumes = pod["spec"]["volumes"].as_array();
+    if volumes.into_iter().flatten().any(|volume| !volume["persistentVolumeClaim"].is_null()) {
+        return Some(format!(
+            "node \"{node}\" can not create pods that reference persistentvolumeclaims"
         ));
     }
     ["secrets", "configmaps"]

@@ -59,6 +59,7 @@ impl Api {
         }
         let home = self.admit_namespace(target)?;
         self.give_pull_secrets(target, &mut object);
+        self.give_storage_class(target, &mut object)?;
         let prefix = object::meta(&object, "generateName").to_owned();
         let generated = target.name.is_empty() && !prefix.is_empty();
         let uid = new_uid();

@@ -43,6 +43,8 @@ pub struct Node {
     pub pressures: Vec<Pressure>,
     /// `spec.podCIDR`, or empty.
     pub pod_cidr: Arc<str>,
+    /// The folder for what is made for claims; empty before the node has said it.
+    pub storage_folder: Arc<str>,
 }
 
 impl Projection for Node {
@@ -110,6 +112,9 @@ impl Projection for Node {
                 .collect(),
             ready: intern(ready.map_or("", |ready| &ready.status)),
             pod_cidr: intern(&read.spec.pod_cidr),
+            storage_folder: intern(
+                meta::annotation(object, api::storage::STORAGE_FOLDER).unwrap_or_default(),
+            ),
         }
     }
 

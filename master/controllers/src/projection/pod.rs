@@ -55,6 +55,8 @@ pub struct Pod {
     pub scheduler_name: Arc<str>,
     /// What it asks of a node.
     pub demand: Arc<Demand>,
+    /// Names of the claims its volumes are.
+    pub claims: Box<[Arc<str>]>,
     /// Whether it is recorded what every one of its images is that may yet start.
     pub images_known: bool,
 }
@@ -113,6 +115,13 @@ impl Projection for Pod {
                 .unwrap_or(0),
             scheduler_name: intern(&read.spec.scheduler_name),
             demand: intern_demand(demand(&read.spec, object, &records)),
+            claims: read
+                .spec
+                .volumes
+                .iter()
+                .filter_map(|volume| volume.persistent_volume_claim.as_ref())
+                .map(|claim| intern(&claim.claim_name))
+                .collect(),
             images_known: match phase {
                 Phase::Pending => read.spec.all_containers().all(known),
                 // What runs stays as it is; what is added to look into it is new.
@@ -129,6 +138,9 @@ impl Projection for Pod {
         self.meta.terms(each);
         if let Some(node) = &self.node {
             each(Term::Node(Arc::clone(node)));
+        }
+        for claim in &self.claims {
+            each(Term::Claim(ObjectKey::new(&self.meta.key.namespace, claim)));
         }
         for image in &self.demand.images {
             each(Term::Image(Arc::clone(image)));
@@ -204,7 +216,12 @@ fn toleration(toleration: &view::Toleration) -> Toleration {
 /// `requiredDuringSchedulingIgnoredDuringExecution` of the node affinity.
 fn affinity(object: &Value) -> Vec<Vec<Requirement>> {
     const TERMS: &str = "/spec/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms";
-    let terms = object.pointer(TERMS).and_then(Value::as_array);
+    node_terms(object.pointer(TERMS))
+}
+
+/// `nodeSelectorTerms` of pods and volumes.
+pub(super) fn node_terms(terms: Option<&Value>) -> Vec<Vec<Requirement>> {
+    let terms = terms.and_then(Value::as_array);
     let expressions = |term: &Value, field: &str| {
         let list = term.get(field).cloned().unwrap_or_default();
         let selector = serde_json::json!({ "matchExpressions": list });

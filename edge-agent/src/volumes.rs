@@ -90,7 +90,7 @@ pub fn set_up(pod: &PodV1, sources: &Sources, dirs: &PodDirs) -> Result<Versions
     for volume in &pod.volumes {
         set_up_one(pod, volume, sources, dirs)?;
     }
-    Ok(volume_versions(pod, &sources.keys))
+    Ok(volume_versions(pod, &sources.keys, &sources.tokens))
 }
 
 fn set_up_one(

@@ -48,4 +48,6 @@ mod static_pods;
 #[cfg(test)]
 mod tidy;
 #[cfg(test)]
+mod tokens;
+#[cfg(test)]
 mod workloads;

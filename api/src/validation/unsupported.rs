@@ -101,7 +101,6 @@ const VOLUME_OTHER: &str = "the folder stays empty";
 
 /// Warned about in a source of a projected volume.
 const PROJECTION_WARNED: &[Line] = &[
-    ("serviceAccountToken", When::Set, "no token is issued, and the file is not there"),
     ("clusterTrustBundle", When::Set, "the file is not there"),
     ("podCertificate", When::Set, "the file is not there"),
 ];
@@ -321,7 +320,6 @@ mod tests {
                 warning spec.containers[0].resources.limits.ephemeral-storage: not honoured by Pinnace yet: disk use is not limited
                 warning spec.containers[0].resources.requests.ephemeral-storage: not honoured by Pinnace yet: disk use is not counted
                 warning spec.containers[0].ports[0].hostPort: not honoured by Pinnace yet: the port of the node is not opened
-                warning spec.volumes[1].projected.sources[0].serviceAccountToken: not honoured by Pinnace yet: no token is issued, and the file is not there
                 warning spec.volumes[2].nfs: not honoured by Pinnace yet: the folder stays empty
             "#]],
         );

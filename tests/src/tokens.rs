@@ -94,6 +94,7 @@ fn a_pod_has_its_accounts_token_for_as_long_as_it_lives() {
     let running = world.agents[0].processes_by_container();
     world.agents[0].kill();
     world.start_agent(0);
+    world.master.kill();
     world.restart_master();
     world.node_becomes_ready("node-1");
     world.pod_becomes_ready("reader");
@@ -201,7 +202,10 @@ fn kubectl_makes_tokens_and_a_pod_of_no_account_is_refused() {
         "{message}"
     );
     until("every namespace says who vouches for the API server", || {
-        let shown = kubectl("get configmap kube-root-ca.crt -A --no-headers").out;
+        let shown = kubectl(
+            "get configmaps -A --no-headers --field-selector=metadata.name=kube-root-ca.crt",
+        )
+        .out;
         check(shown.lines().count() == 5, || shown.clone())
     });
     kubectl("delete configmap kube-root-ca.crt -n shop").ok();

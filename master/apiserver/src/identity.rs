@@ -17,7 +17,7 @@ pub const NODE_USER_PREFIX: &str = "system:node:";
 /// Members are ServiceAccounts; with a colon and a namespace, those of it.
 pub const SERVICE_ACCOUNTS: &str = "system:serviceaccounts";
 /// What precedes namespace, colon and name of a ServiceAccount in its user name.
-pub const SERVICE_ACCOUNT_PREFIX: &str = "system:serviceaccount:";
+pub(crate) const SERVICE_ACCOUNT_PREFIX: &str = "system:serviceaccount:";
 
 /// A user, as certificates and tokens name it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -189,9 +189,9 @@ impl Shelf {
             return Ok(());
         }
         self.kept = kept;
-        let is_old = self.disk_ms.is_none_or(|at| {
-            Duration::from_millis(now_ms.saturating_sub(at)) >= DISK_EVERY
-        });
+        let is_old = self
+            .disk_ms
+            .is_none_or(|at| Duration::from_millis(now_ms.saturating_sub(at)) >= DISK_EVERY);
         let is_new = self.kept.keys().any(|uid| !self.on_disk.contains(uid));
         let pods = held.map(|(uid, held)| KeptPod {
             uid: *uid,

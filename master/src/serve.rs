@@ -9,9 +9,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use anyhow::{Context, bail};
 use api::enrolment::{INFO_ENDPOINTS, INFO_NAME, INFO_NAMESPACE};
 use api::resource::Storage;
-use apiserver::{
-    Api, Identity, Reason, Server, ServerOptions, Target, TokenIssuer, WriteOptions,
-};
+use apiserver::{Api, Identity, Reason, Server, ServerOptions, Target, TokenIssuer, WriteOptions};
 use controllers::clock::Clock;
 use controllers::events::Recorder;
 use controllers::{node_cidr, node_lifecycle};
@@ -141,7 +139,8 @@ pub(crate) async fn start(config: Config, shutdown: CancellationToken) -> anyhow
     api.set_log_source(Arc::clone(&streams) as Arc<dyn apiserver::LogSource>);
     api.set_stream_source(Arc::clone(&streams) as Arc<dyn apiserver::StreamSource>);
     let liveness = Arc::new(Liveness::new());
-    let recorder = start_controllers(&api, &config, registries, &pki, &liveness, &tasks, &shutdown)?;
+    let recorder =
+        start_controllers(&api, &config, registries, &pki, &liveness, &tasks, &shutdown)?;
     let setup = nodes::Setup {
         api: api.clone(),
         epoch: store.epoch(),

@@ -193,8 +193,7 @@ fn kubectl_makes_tokens_and_a_pod_of_no_account_is_refused() {
         "metadata": {"name": "p"},
         "spec": {"serviceAccountName": "ghost", "containers": [{"name": "main", "image": "x"}]},
     });
-    let message =
-        world.api.create("/api/v1/namespaces/shop/pods", &pod).refused(403, "Forbidden");
+    let message = world.api.create("/api/v1/namespaces/shop/pods", &pod).refused(403, "Forbidden");
     assert!(
         message.contains(
             "error looking up service account shop/ghost: serviceaccount \"ghost\" not found"

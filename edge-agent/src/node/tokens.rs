@@ -198,9 +198,8 @@ fn held_of(answer: &PodTokensV1, before: &Held) -> Held {
         return Held { problem, ..before.clone() };
     }
     let tokens = answer.tokens.iter();
-    let tokens: PodTokens = tokens
-        .map(|one| ((one.audience.clone(), one.expiration_s), one.token.clone()))
-        .collect();
+    let tokens: PodTokens =
+        tokens.map(|one| ((one.audience.clone(), one.expiration_s), one.token.clone())).collect();
     let lifetime_s = answer.tokens.iter().map(|one| one.lifetime_s).min().unwrap_or(0);
     Held { tokens: Arc::new(tokens), lifetime_s, problem }
 }
@@ -275,7 +274,10 @@ mod tests {
     fn what_is_not_answered_is_asked_for_again_and_what_is_held_only_in_time() {
         let mut tokens = Tokens::new(&[255; 16]);
         tokens.set(&set([1, 2]));
-        assert_eq!(asked(&mut tokens, 0, 200), "0:[1, 2] 5:[1, 2] 15:[1, 2] 35:[1, 2] 75:[1, 2] 135:[1, 2] 195:[1, 2]");
+        assert_eq!(
+            asked(&mut tokens, 0, 200),
+            "0:[1, 2] 5:[1, 2] 15:[1, 2] 35:[1, 2] 75:[1, 2] 135:[1, 2] 195:[1, 2]"
+        );
         // The question or its answer was lost with the connection.
         tokens.connected(at(201));
         assert_eq!(asked(&mut tokens, 201, 203), "201:[1, 2]");

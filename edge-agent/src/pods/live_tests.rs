@@ -137,8 +137,7 @@ impl Machine {
         let (owner, _board) =
             Owner::new(Arc::clone(&hooks), clock, set, news_sender, Box::new(|_| {}));
         let evictor = owner.evictor();
-        let (shelf, kept) =
-            Shelf::open(&self.folders, Arc::clone(&hooks.seal), clock.now().mono);
+        let (shelf, kept) = Shelf::open(&self.folders, Arc::clone(&hooks.seal), clock.now().mono);
         let kept = kept.into_iter().map(|(uid, (held, _))| (uid, held)).collect();
         let (tokens, new_tokens) = watch::channel(Arc::default());
         let owner = owner.with_tokens(kept, shelf, new_tokens);
@@ -327,11 +326,8 @@ async fn a_restarted_agent_touches_nothing() {
 #[tokio::test(start_paused = true)]
 async fn a_token_is_shown_when_it_comes_replaced_in_place_and_there_after_a_boot() {
     let mut machine = Machine::new();
-    let token = ProjectionV1::Token {
-        audience: String::new(),
-        expiration_s: 3607,
-        path: "token".into(),
-    };
+    let token =
+        ProjectionV1::Token { audience: String::new(), expiration_s: 3607, path: "token".into() };
     let source = VolumeSourceV1::Projected { sources: vec![token], default_mode: 0o644 };
     let mut one = named("one", 1);
     one.volumes = vec![VolumeV1 { name: "api".into(), source }];

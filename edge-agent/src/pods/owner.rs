@@ -137,12 +137,7 @@ impl Owner {
     /// With the tokens that were kept, where to keep those that come, and where
     /// they come from.
     #[must_use]
-    pub fn with_tokens(
-        self,
-        kept: Table,
-        shelf: Shelf,
-        news: watch::Receiver<Arc<Table>>,
-    ) -> Self {
+    pub fn with_tokens(self, kept: Table, shelf: Shelf, news: watch::Receiver<Arc<Table>>) -> Self {
         Self { tokens: Arc::new(kept), shelf: Some(shelf), new_tokens: Some(news), ..self }
     }
 

@@ -355,11 +355,8 @@ fn a_missing_volume_source_holds_the_pod_and_a_changed_one_is_updated_in_place()
 
 #[test]
 fn a_pod_waits_for_its_token_and_a_new_one_is_shown_in_place() {
-    let token = ProjectionV1::Token {
-        audience: String::new(),
-        expiration_s: 3607,
-        path: "token".into(),
-    };
+    let token =
+        ProjectionV1::Token { audience: String::new(), expiration_s: 3607, path: "token".into() };
     let volume = VolumeV1 {
         name: "kube-api-access-abcde".into(),
         source: VolumeSourceV1::Projected { sources: vec![token], default_mode: 0o644 },

@@ -166,7 +166,12 @@ impl Api {
     }
 
     /// Whether `who` may do it, as an error where not.
-    pub(crate) fn authorize(&self, who: &Identity, verb: Verb, target: &Target<'_>) -> Result<(), Status> {
+    pub(crate) fn authorize(
+        &self,
+        who: &Identity,
+        verb: Verb,
+        target: &Target<'_>,
+    ) -> Result<(), Status> {
         self.authorize_selected(who, verb, target, None)
     }
 

@@ -144,8 +144,7 @@ fn of_pod(api: &Api, object: &Value) -> Result<Vec<TokenV1>, String> {
         ));
     }
     let issue = |(audience, expiration_s): (String, u32)| {
-        let audiences =
-            if audience.is_empty() { Vec::new() } else { vec![audience.clone()] };
+        let audiences = if audience.is_empty() { Vec::new() } else { vec![audience.clone()] };
         let issued = api
             .issue_token(&TokenWish {
                 namespace: &pod.namespace,

@@ -360,8 +360,7 @@ impl<'a> Request<'a> {
             options.field_validation,
             &options.duplicate_fields,
         )?;
-        let answered =
-            reviews::answer(resource, review, &self.asked.who, &self.state.api)?;
+        let answered = reviews::answer(resource, review, &self.asked.who, &self.state.api)?;
         let mut answer = answer::json(StatusCode::CREATED, &answered);
         answer::warn(&mut answer, &warnings);
         Ok(answer)

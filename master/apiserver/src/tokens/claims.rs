@@ -93,7 +93,9 @@ impl Claims {
         let audiences = value["aud"].as_array()?.iter();
         let claims = Self {
             issuer: text("iss")?,
-            audiences: audiences.map(|one| one.as_str().map(str::to_owned)).collect::<Option<_>>()?,
+            audiences: audiences
+                .map(|one| one.as_str().map(str::to_owned))
+                .collect::<Option<_>>()?,
             issued_s: value["iat"].as_i64()?,
             not_before_s: value["nbf"].as_i64()?,
             expires_s: value["exp"].as_i64()?,

@@ -257,9 +257,7 @@ async fn requests_that_cannot_be_met_are_refused_by_name() {
     let cluster = Cluster::new().await;
     cluster.pod("other", json!({})).await;
     cluster.pod("own", json!({"serviceAccountName": "build"})).await;
-    let bound = |kind: &str, name: &str, uid: &str| {
-        json!({"boundObjectRef": {"kind": kind, "apiVersion": "v1", "name": name, "uid": uid}})
-    };
+    let bound = |kind: &str, name: &str, uid: &str| json!({"boundObjectRef": {"kind": kind, "apiVersion": "v1", "name": name, "uid": uid}});
     let many: Vec<String> = (0..65).map(|n| n.to_string()).collect();
     let table = [
         (
@@ -328,7 +326,10 @@ async fn pods_show_a_token_where_neither_they_nor_their_account_object() {
     };
     let pod = cluster.pod("a", json!({"initContainers": [{"name": "i", "image": "x"}]})).await;
     let spec = &pod["spec"];
-    assert_eq!((&spec["serviceAccountName"], &spec["serviceAccount"]), (&json!("default"), &json!("default")));
+    assert_eq!(
+        (&spec["serviceAccountName"], &spec["serviceAccount"]),
+        (&json!("default"), &json!("default"))
+    );
     let volume = &spec["volumes"][0];
     let name = volume["name"].as_str().unwrap();
     assert!(name.starts_with("kube-api-access-") && name.len() == 21, "{name}");
@@ -407,5 +408,8 @@ async fn a_pod_of_an_account_that_is_missing_is_refused() {
     }
     let made = cluster.api.create(&node, pods, "default", mirror(json!({})), &cluster.options);
     let made = made.await.unwrap().value();
-    assert_eq!((&made["spec"]["volumes"], &made["spec"]["serviceAccountName"]), (&Value::Null, &Value::Null));
+    assert_eq!(
+        (&made["spec"]["volumes"], &made["spec"]["serviceAccountName"]),
+        (&Value::Null, &Value::Null)
+    );
 }

@@ -70,8 +70,10 @@ impl Api {
             let why = "may not specify a duration larger than 2^32 seconds";
             return Err(invalid("spec.expirationSeconds", format!("{expiration_s}: {why}")));
         }
-        let audiences: Vec<String> =
-            object::texts(&request, &["spec", "audiences"]).into_iter().map(str::to_owned).collect();
+        let audiences: Vec<String> = object::texts(&request, &["spec", "audiences"])
+            .into_iter()
+            .map(str::to_owned)
+            .collect();
         let is_long = |audience: &String| audience.len() > AUDIENCE_BYTES_MAX;
         if audiences.len() > AUDIENCES_MAX || audiences.iter().any(is_long) {
             let why = format!(

@@ -182,7 +182,7 @@ impl Shelf {
             .clone()
             .map(|(uid, held)| {
                 let before = self.kept.get(uid).filter(|(tokens, _)| *tokens == held.tokens);
-                (*uid, before.cloned().unwrap_or((Arc::clone(&held.tokens), Some(now_ms))))
+                (*uid, before.cloned().unwrap_or_else(|| (Arc::clone(&held.tokens), Some(now_ms))))
             })
             .collect();
         if kept == self.kept {

@@ -121,7 +121,7 @@ fn a_pod_has_its_accounts_token_for_as_long_as_it_lives() {
     });
     assert_eq!(world.agents[0].processes_by_container(), running);
     // The old one is as good, until its time is over.
-    assert!(whoami(&world, &token).is_ok());
+    whoami(&world, &token).unwrap();
 
     world.delete("/api/v1/namespaces/default/pods/reader");
     until("the pod is gone", || check(world.find_pod("reader").is_none(), || "it is there".into()));

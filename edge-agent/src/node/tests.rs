@@ -447,7 +447,11 @@ fn tokens_are_asked_for_with_the_set_that_names_the_pod_and_told_once() {
     let mut node = connected();
     node.receive(at(1), &encode(&set_with_token(11, 3))).unwrap();
     let wanted = Message::TokensWanted(TokensWantedV1 { boot_id: BOOT, pods: vec![[3; 16]] });
-    assert_eq!(sent(&mut node, 1), [wanted.clone()], "at once, before the set is stored");
+    assert_eq!(
+        sent(&mut node, 1),
+        std::slice::from_ref(&wanted),
+        "at once, before the set is stored"
+    );
     let token = |text: &str, boot_id| {
         let token = wire::account::TokenV1 {
             audience: String::new(),

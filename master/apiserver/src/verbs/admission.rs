@@ -96,10 +96,9 @@ impl Api {
         spec.insert("serviceAccountName".to_owned(), json!(name));
         // The old name of the field, which upstream keeps beside it.
         spec.insert("serviceAccount".to_owned(), json!(name));
-        let wants = [&*spec, account.as_object().unwrap_or(&Map::new())]
-            .into_iter()
-            .find_map(|one| one.get("automountServiceAccountToken")?.as_bool())
-            .unwrap_or(true);
+        let automount = "automountServiceAccountToken";
+        let of_pod = spec.get(automount).and_then(Value::as_bool);
+        let wants = of_pod.or_else(|| account[automount].as_bool()).unwrap_or(true);
         if wants {
             mount_token(spec);
         }

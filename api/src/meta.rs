@@ -204,6 +204,11 @@ pub fn annotation<'a>(object: &'a Value, key: &str) -> Option<&'a str> {
 /// value is the uid of that pod.
 pub const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 
+/// The ConfigMap of every namespace that says who vouches for the API server.
+pub const ROOT_CA_NAME: &str = "kube-root-ca.crt";
+/// Its one key.
+pub const ROOT_CA_KEY: &str = "ca.crt";
+
 /// The uid under which its node knows a pod: a mirror's is that of the static pod.
 #[must_use]
 pub fn uid_on_node(pod: &Value) -> &str {

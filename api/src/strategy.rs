@@ -168,11 +168,6 @@ fn new_pod(pod: &mut Value) {
     let class = qos_class(pod);
     pod["status"] = json!({"phase": "Pending", "qosClass": class});
     let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else { return };
-    let named = |name: &str| spec.get(name).and_then(Value::as_str).is_some_and(|n| !n.is_empty());
-    if !named("serviceAccountName") && !named("serviceAccount") {
-        spec.insert("serviceAccountName".to_owned(), json!("default"));
-        spec.insert("serviceAccount".to_owned(), json!("default"));
-    }
     if spec.get("priority").is_none_or(Value::is_null) {
         spec.insert("priority".to_owned(), json!(0));
     }
@@ -289,7 +284,6 @@ mod tests {
             json!({"name": "a", "uid": "u1", "creationTimestamp": "1970-01-01T00:00:00Z", "generation": 1})
         );
         assert_eq!(pod["status"], json!({"phase": "Pending", "qosClass": "Guaranteed"}));
-        assert_eq!(pod["spec"]["serviceAccountName"], "default");
         let keys: Vec<_> =
             pod["spec"]["tolerations"].as_array().unwrap().iter().map(|t| &t["key"]).collect();
         assert_eq!(

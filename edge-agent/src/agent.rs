@@ -39,6 +39,7 @@ use crate::results::Results;
 use crate::seal::{Seal, SealError};
 use crate::storage::Removals;
 use crate::streams::Streams;
+use crate::tokens::Shelf;
 use crate::{image_gc, nodeinfo, prepull, pressure, recover, storage};
 
 /// How long the parts may take to stop.
@@ -195,13 +196,18 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
         hooks.devices.keep_only(&known);
     }
 
+    let now = crate::clock::system().mono;
+    let (shelf, kept) = Shelf::open(&folders, seal, now);
     let node = Node::new(*uuid::Uuid::new_v4().as_bytes(), set.clone(), info.clone());
+    let node = node.with_tokens(&kept);
     let (link, outputs, driver) = link::drive(MqttLink::new(&identity)?, node, stop.clone());
     let (news_sender, news) = mpsc::channel(NEWS_MAX);
     let configure = configure(&network, &images, identity.artifact_key);
     let (first, sets) = (set.clone(), outputs.sets.clone());
     images.set_needed(what_is_needed(&folders, first.clone(), sets.clone()));
     let (owner, board) = Owner::new(Arc::clone(&hooks), Clock::System, set, news_sender, configure);
+    let kept = kept.into_iter().map(|(uid, (held, _))| (uid, held)).collect();
+    let owner = owner.with_tokens(kept, shelf, outputs.tokens);
     let (hold_conditions, conditions) = tokio::sync::watch::channel(Vec::new());
     let (node_events, events) = mpsc::channel(NEWS_MAX);
     let outlets = pressure::Outlets {

@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | `state/identity` | key, certificate, CA, endpoints | power loss |
 //! | `state/set` | the last applied set | power loss |
+//! | `state/tokens` | tokens of pods' ServiceAccounts, sealed | power loss |
 //! | `state/results` | how finished pods ended | power loss |
 //! | `state/images`, `state/artifacts` | OCI layers, compiled WASM | power loss |
 //! | `state/pods/<uid>` | what containers write, emptyDir | power loss |

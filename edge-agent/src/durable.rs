@@ -15,6 +15,7 @@
 //! | file | written by | damaged or missing |
 //! | --- | --- | --- |
 //! | `state/set` | [`write_sealed`] | what runs goes on; the master sends it again; after a cold boot nothing starts before that |
+//! | `state/tokens`, `run/tokens` | [`write_sealed`] | pods go on with the tokens they show; a new pod waits until the master gives them again |
 //! | `state/results/<uid>` | [`write`] | said; the master, who has the pod's status, does not send a finished pod as live |
 //! | `state/identity/*` | beside and renamed | the agent does not start, and names the file: join again. Pods go on |
 //! | `state/identity/seal.key` | beside and renamed | another is made; as a damaged set |

@@ -160,7 +160,7 @@ impl Hooks {
                 let sources = volumes::Sources {
                     keys: context.desired.keys.clone(),
                     facts: self.facts(),
-                    tokens: crate::tokens::PodTokens::new(),
+                    tokens: (*context.desired.tokens.tokens).clone(),
                 };
                 let result = blocking(move || volumes::set_up(&pod, &sources, &dirs)).await;
                 Outcome::Volumes(

@@ -36,6 +36,7 @@ use wire::status::{EventV1, PodStatusV1};
 use wire::topic::Channel;
 
 use crate::node::{Node, Output};
+use crate::tokens::Table;
 
 pub use self::dial::{DialError, Dialer};
 pub use self::mqtt::MqttLink;
@@ -107,6 +108,8 @@ pub struct LinkOutputs {
     pub sets: watch::Receiver<Option<Arc<SnapshotV1>>>,
     /// What to do once.
     pub commands: mpsc::Receiver<CommandV1>,
+    /// The tokens of pods, once some have come.
+    pub tokens: watch::Receiver<Arc<Table>>,
 }
 
 #[derive(Debug)]
@@ -166,6 +169,7 @@ pub fn drive(
     let (state_sender, state) = watch::channel(LinkState::default());
     let (sets_sender, sets) = watch::channel(node.set().cloned());
     let (commands_sender, commands) = mpsc::channel(QUEUE);
+    let (tokens_sender, tokens) = watch::channel(Arc::default());
     let driver = Driver {
         link,
         node,
@@ -173,6 +177,7 @@ pub fn drive(
         state: state_sender,
         sets: sets_sender,
         commands: commands_sender,
+        tokens: tokens_sender,
         start: Instant::now(),
         session: None,
         up_since: None,
@@ -180,7 +185,7 @@ pub fn drive(
         connect_at: Instant::now(),
     };
     let handle = LinkHandle { requests: request_sender, state };
-    (handle, LinkOutputs { sets, commands }, driver.run(cancel))
+    (handle, LinkOutputs { sets, commands, tokens }, driver.run(cancel))
 }
 
 struct Driver<L> {
@@ -190,6 +195,7 @@ struct Driver<L> {
     state: watch::Sender<LinkState>,
     sets: watch::Sender<Option<Arc<SnapshotV1>>>,
     commands: mpsc::Sender<CommandV1>,
+    tokens: watch::Sender<Arc<Table>>,
     start: Instant,
     session: Option<Session>,
     up_since: Option<Instant>,
@@ -289,6 +295,9 @@ impl<L: Link> Driver<L> {
                 }
                 Output::Apply(set) => {
                     self.sets.send_replace(Some(set));
+                }
+                Output::Tokens(table) => {
+                    self.tokens.send_replace(table);
                 }
                 Output::Command(command) => {
                     if self.commands.try_send(command).is_err() {

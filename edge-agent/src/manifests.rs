@@ -191,6 +191,12 @@ fn needs_no_master(pod: &PodV1) -> Result<(), String> {
             module.name
         ));
     }
+    if !pod.service_account.is_empty() {
+        return Err(format!(
+            "a static pod cannot run as ServiceAccount {:?}: only the master has it",
+            pod.service_account
+        ));
+    }
     let has_token = |source: &ProjectionV1| matches!(source, ProjectionV1::Token { .. });
     let volume = pod.volumes.iter().find(|volume| match &volume.source {
         VolumeSourceV1::Projected { sources, .. } => sources.iter().any(has_token),
@@ -358,6 +364,7 @@ spec:
                 ("i.yaml", &with("  runtimeClassName: wasm\n").replace("web}", "w}")),
                 ("j.txt", "not read"),
                 (".k.yaml", "not read"),
+                ("l.yaml", &with("  serviceAccountName: build\n").replace("web}", "u}")),
             ],
             &expect![[r#"
                 pod default/web-pi
@@ -369,6 +376,7 @@ spec:
                 g.yaml: spec.containers: Required value
                 h.yaml: a static pod cannot use ConfigMap "m": only the master has it; use files of the board
                 i.yaml: container "main": a static pod cannot run a module: the master compiles it
+                l.yaml: a static pod cannot run as ServiceAccount "build": only the master has it
             "#]],
         );
     }

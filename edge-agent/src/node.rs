@@ -21,12 +21,15 @@
 //!    says hello again.
 //! 3. A command runs once: its counter is above every one this boot has seen.
 //! 4. Only the newest status of a pod waits; it is sent until it is acknowledged.
+//! 5. Tokens of pods are asked for until they come, and again before they expire.
 
 mod reports;
+mod tokens;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use wire::account::TokensWantedV1;
 use wire::command::{CommandEnvelopeV1, CommandV1};
 use wire::envelope::{Decoded, EnvelopeError, Kind, Message, decode, decode_assembled, encode};
 use wire::node::{AppliedV1, GoneV1, HeartbeatV1, HelloV1, NodeInfoV1, UpToDateV1};
@@ -37,6 +40,8 @@ use wire::topic::Channel;
 use wire::{Epoch, PROTOCOL_VERSION, Uid};
 
 use self::reports::Reports;
+use self::tokens::Tokens;
+use crate::tokens::{Found, Table};
 
 /// First wait for the answer to a hello, doubled to at most [`HELLO_MAX`].
 pub const HELLO_FIRST: Duration = Duration::from_secs(5);
@@ -63,6 +68,8 @@ pub enum Output {
     Apply(Arc<SnapshotV1>),
     /// Do this, once.
     Command(CommandV1),
+    /// Tokens of pods have come: keep these, and show them.
+    Tokens(Arc<Table>),
 }
 
 /// Why a message was not taken.
@@ -106,6 +113,7 @@ pub struct Node {
     /// Epochs left behind on this connection: what still arrives of them is late.
     retired: Vec<Epoch>,
     reports: Reports,
+    tokens: Tokens,
     outputs: Vec<Output>,
 }
 
@@ -124,6 +132,10 @@ impl Node {
     /// A node that starts. `boot_id` is random; `stored` is the set on disk.
     #[must_use]
     pub fn new(boot_id: Uid, stored: Option<Arc<SnapshotV1>>, info: NodeInfoV1) -> Self {
+        let mut tokens = Tokens::new(&boot_id);
+        if let Some(set) = &stored {
+            tokens.set(set);
+        }
         Self {
             boot_id,
             info,
@@ -138,8 +150,16 @@ impl Node {
             assembly: Assembly::new(sha256),
             retired: Vec::new(),
             reports: Reports::new(boot_id),
+            tokens,
             outputs: Vec::new(),
         }
+    }
+
+    /// With the tokens that were kept. The time at which it is polled starts at 0.
+    #[must_use]
+    pub fn with_tokens(mut self, found: &Found) -> Self {
+        self.tokens.found(found, self.set.as_deref());
+        self
     }
 
     /// The link is up and subscribed.
@@ -153,6 +173,7 @@ impl Node {
         });
         self.retired.clear();
         self.reports.send_again(now);
+        self.tokens.connected(now);
     }
 
     /// The link is down: what was to be sent is dropped, and made anew later.
@@ -182,6 +203,12 @@ impl Node {
             Message::UpToDate(answer) => self.up_to_date(answer),
             Message::Command(command) => self.command(now, command),
             Message::ReportAck(ack) => self.reports.acknowledged(&ack),
+            Message::Tokens(answer) => {
+                if answer.boot_id == self.boot_id && self.tokens.answered(now, answer) {
+                    self.outputs.retain(|output| !matches!(output, Output::Tokens(_)));
+                    self.outputs.push(Output::Tokens(Arc::new(self.tokens.table().clone())));
+                }
+            }
             other => return Err(ReceiveError::Direction(other.kind())),
         }
         Ok(())
@@ -258,6 +285,10 @@ impl Node {
         if let Some(bytes) = self.reports.poll(now) {
             self.send(Channel::Report, bytes);
         }
+        if let Some(pods) = self.tokens.poll(now) {
+            let wanted = TokensWantedV1 { boot_id: self.boot_id, pods };
+            self.send(Channel::Report, encode(&wanted));
+        }
         let every = self.heartbeat_every();
         if let Some(connection) = &mut self.connection
             && connection.heartbeat_at + every <= now
@@ -280,7 +311,8 @@ impl Node {
     pub fn next_due(&self) -> Option<Duration> {
         let connection = self.connection.as_ref()?;
         let heartbeat_due = connection.heartbeat_at + self.heartbeat_every();
-        [connection.hello_due, Some(heartbeat_due), self.reports.next_due()]
+        let tokens_due = self.tokens.next_due();
+        [connection.hello_due, Some(heartbeat_due), self.reports.next_due(), tokens_due]
             .into_iter()
             .flatten()
             .min()
@@ -424,6 +456,7 @@ impl Node {
         self.command_counter = envelope.counter;
         match envelope.command {
             CommandV1::ReportAll => self.reports.want_full(),
+            CommandV1::RefreshTokens => self.tokens.refresh(now),
             command => self.outputs.push(Output::Command(command)),
         }
     }
@@ -437,6 +470,7 @@ impl Node {
             self.reports.other_store();
         }
         let set = Arc::new(set);
+        self.tokens.set(&set);
         self.set = Some(set.clone());
         // Only the newest set is worth storing.
         self.outputs.retain(|output| !matches!(output, Output::Apply(_)));

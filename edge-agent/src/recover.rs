@@ -59,6 +59,8 @@ pub fn check_boot(folders: &Folders) -> io::Result<()> {
             _ => {}
         }
     }
+    // How old they are, is counted from the boot.
+    durable::remove(&folders.run.join("tokens"))?;
     fs::create_dir_all(folders.run.join("pods"))?;
     mark(&marker, &boot)
 }
@@ -124,6 +126,7 @@ pub fn find(
             // known to be unwanted.
             present: set.is_none_or(set::holds_unknown),
             keys: KeySet::new(),
+            tokens: crate::tokens::Held::default(),
             eviction: None,
         });
         add_traces(&mut state, &traces, &uid, false);

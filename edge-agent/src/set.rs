@@ -80,6 +80,7 @@ pub fn pods(set: &SnapshotV1) -> BTreeMap<Uid, Desired> {
                 generation: item.generation,
                 present: true,
                 keys,
+                tokens: crate::tokens::Held::default(),
                 eviction: None,
             };
             Some((pod.uid, desired))

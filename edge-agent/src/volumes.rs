@@ -92,7 +92,7 @@ pub fn set_up(pod: &PodV1, sources: &Sources, dirs: &PodDirs) -> Result<Versions
     for volume in &pod.volumes {
         set_up_one(pod, volume, sources, dirs)?;
     }
-    Ok(volume_versions(pod, &sources.keys))
+    Ok(volume_versions(pod, &sources.keys, &sources.tokens))
 }
 
 fn set_up_one(
@@ -522,9 +522,9 @@ mod tests {
         assert_eq!(seen("all/token"), (1000, 2000, 0o640));
         assert!(is_tmpfs(&at.join("all")));
         // A label changes: the file does, in place.
-        let before = volume_versions(&pod, &sources.keys);
+        let before = volume_versions(&pod, &sources.keys, &sources.tokens);
         pod.labels.truncate(1);
-        assert_ne!(volume_versions(&pod, &sources.keys), before);
+        assert_ne!(volume_versions(&pod, &sources.keys, &sources.tokens), before);
         set_up(&pod, &sources, &dirs).unwrap();
         assert_eq!(read("api/labels"), "app=\"web\"");
         tear_down(&dirs).unwrap();

@@ -84,8 +84,8 @@ fn projection(
         let seconds = token.expiration_seconds.unwrap_or_else(|| TOKEN_S.into());
         ProjectionV1::Token {
             audience: token.audience.clone(),
-            expiration_s: u32::try_from(seconds)
-                .map_err(|_| LowerError::Range("expirationSeconds", seconds))?,
+            // The API allows 2^32: no token is that long-lived.
+            expiration_s: u32::try_from(seconds).unwrap_or(u32::MAX),
             path: token.path.clone(),
         }
     } else {

@@ -17,6 +17,7 @@ mod liveness;
 mod mirrors;
 mod object;
 mod reports;
+mod tokens;
 mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -36,6 +37,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
+use wire::account::PodTokensV1;
 use wire::artifact::ArtifactRequestV1;
 use wire::command::CommandV1;
 use wire::envelope::{self, Decoded, Message};
@@ -141,6 +143,12 @@ enum Done {
         node: String,
         made: bool,
     },
+    /// Tokens that this boot of the node asked for are made.
+    Tokens {
+        node: String,
+        boot_id: Uid,
+        pods: Vec<PodTokensV1>,
+    },
 }
 
 #[derive(Default)]
@@ -163,6 +171,7 @@ struct NodeState {
     /// Whether the node's mirrors are being looked at, and are to be again.
     mirroring: bool,
     mirror_again: bool,
+    tokens: tokens::Wishes,
 }
 
 struct Nodes {
@@ -187,6 +196,7 @@ struct Nodes {
     done: mpsc::Sender<Done>,
     questions: mpsc::Sender<Question>,
     started: Instant,
+    jumps: clock::Jumps,
 }
 
 /// Runs until `shutdown`.
@@ -214,9 +224,11 @@ pub(crate) async fn run(setup: Setup, mut inputs: Inputs, shutdown: Cancellation
         done: done_to,
         questions: questions_to,
         started: Instant::now(),
+        jumps: clock::Jumps::new(clock::now(), Duration::ZERO),
         setup,
     };
     loop {
+        nodes.watch_clock();
         nodes.lower_dirty();
         nodes.poll();
         let due = nodes.dispatcher.next_due().map(|due| nodes.started + due);
@@ -607,6 +619,7 @@ impl Nodes {
                 Output::Hello(hello) => self.hello(&node, *hello),
                 Output::Applied { revision } => debug!(node = &*node, revision, "set applied"),
                 Output::Report(report) => self.report(&node, report),
+                Output::Tokens { boot_id, pods } => self.tokens_wanted(&node, boot_id, pods),
                 Output::Gone => self.setup.liveness.disconnected(&node),
                 Output::Finding(finding) => warn!(node = &*node, %finding),
             }
@@ -617,6 +630,9 @@ impl Nodes {
         match self.nodes.get_mut(node) {
             Some(state) => {
                 state.info = Some(hello.info.clone());
+                if state.tokens.are_stale {
+                    let _ = self.dispatcher.command(node, CommandV1::RefreshTokens);
+                }
                 self.write_node(node, hello.info);
                 self.mirror(node);
                 self.settle_removals(node);
@@ -727,6 +743,10 @@ impl Nodes {
                 if state.mirror_again {
                     self.mirror(&node);
                 }
+                return;
+            }
+            Done::Tokens { node, boot_id, pods } => {
+                self.tokens_made(&node, boot_id, pods);
                 return;
             }
             Done::Nudged => {

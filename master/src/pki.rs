@@ -1,5 +1,5 @@
 //! The cluster's keys: its certificate authority, the certificates it signs,
-//! and the key that signs WASM artifacts.
+//! and the keys that sign WASM artifacts and tokens of ServiceAccounts.
 //!
 //! | file in `pki/` | what |
 //! | --- | --- |
@@ -7,8 +7,9 @@
 //! | `server.crt`, `server.key` | this master, for both ports; made anew when its names change or a third of its life is left |
 //! | `admin.crt`, `admin.key` | the administrator, group `system:masters` |
 //! | `artifact.key` | Ed25519, signs compiled WASM code; made once |
+//! | `service-account.key` | P-256, signs tokens of ServiceAccounts; made once |
 //!
-//! Every file is 0600 in a folder of 0700. Knows nothing of tokens or nodes'
+//! Every file is 0600 in a folder of 0700. Knows nothing of enrolment or nodes'
 //! objects: who may get a certificate is decided elsewhere.
 
 use std::fs;
@@ -18,6 +19,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use apiserver::TokenKey;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
     DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
@@ -62,6 +64,8 @@ pub(crate) struct Pki {
     pub(crate) admin_cert_pem: String,
     pub(crate) admin_key_pem: String,
     artifact: Ed25519KeyPair,
+    /// PKCS#8 of the key that signs tokens of ServiceAccounts.
+    token_key: Vec<u8>,
 }
 
 impl Pki {
@@ -94,6 +98,7 @@ impl Pki {
             make_leaf(&issuer, &client_params("admin", "system:masters"), ADMIN_LIFE)
         })?;
         let artifact = artifact_key(dir)?;
+        let token_key = token_key(dir)?;
         Ok(Self {
             issuer,
             // The authority goes with it, so that a joining board finds its pin.
@@ -104,6 +109,7 @@ impl Pki {
             admin_cert_pem,
             admin_key_pem,
             artifact,
+            token_key,
         })
     }
 
@@ -129,6 +135,11 @@ impl Pki {
         request.params = dated(client_params(node, "system:nodes"), NODE_LIFE);
         let certificate = request.signed_by(&self.issuer).map_err(failed)?;
         Ok(certificate.der().clone())
+    }
+
+    /// The key that signs tokens of ServiceAccounts.
+    pub(crate) fn token_key(&self) -> TokenKey {
+        TokenKey::from_pkcs8(&self.token_key).expect("it was made or read by `open`")
     }
 
     /// The public half of the key that signs artifacts.
@@ -308,18 +319,33 @@ fn general_name(name: &x509_parser::extensions::GeneralName<'_>) -> Option<Strin
 
 fn artifact_key(dir: &Path) -> Result<Ed25519KeyPair, PkiError> {
     let path = dir.join("artifact.key");
-    let bytes = match fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(err) if err.kind() == std::io::ErrorKind::NotFound => {
-            let document = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new())
-                .expect("the system has randomness");
-            write_private(&path, document.as_ref())?;
-            document.as_ref().to_vec()
-        }
-        Err(err) => return Err(file_error("read", &path, err)),
-    };
+    let bytes = read_or_make(&path, || {
+        let document = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new());
+        document.expect("the system has randomness").as_ref().to_vec()
+    })?;
     Ed25519KeyPair::from_pkcs8(&bytes)
         .map_err(|err| PkiError::Damaged { path, reason: err.to_string() })
+}
+
+fn token_key(dir: &Path) -> Result<Vec<u8>, PkiError> {
+    let path = dir.join("service-account.key");
+    let bytes = read_or_make(&path, TokenKey::generate)?;
+    match TokenKey::from_pkcs8(&bytes) {
+        Ok(_) => Ok(bytes),
+        Err(err) => Err(PkiError::Damaged { path, reason: err.to_string() }),
+    }
+}
+
+/// The content of a file, which is made where it is missing.
+fn read_or_make(path: &Path, make: impl FnOnce() -> Vec<u8>) -> Result<Vec<u8>, PkiError> {
+    match fs::read(path) {
+        Err(err) if err.kind() == std::io::ErrorKind::NotFound => {
+            let bytes = make();
+            write_private(path, &bytes)?;
+            Ok(bytes)
+        }
+        read => read.map_err(|err| file_error("read", path, err)),
+    }
 }
 
 #[cfg(test)]
@@ -341,6 +367,7 @@ mod tests {
         assert_eq!(first.ca, second.ca);
         assert_eq!(first.server_chain, second.server_chain);
         assert_eq!(first.artifact_public_key(), second.artifact_public_key());
+        assert_eq!(first.token_key, second.token_key);
         for entry in fs::read_dir(&dir).unwrap() {
             let entry = entry.unwrap();
             let mode = entry.metadata().unwrap().permissions().mode() & 0o777;
@@ -366,10 +393,12 @@ mod tests {
     fn a_damaged_key_is_named_and_not_replaced() {
         let dir = tempfile::tempdir().unwrap();
         Pki::open(dir.path(), &names()).unwrap();
-        fs::write(dir.path().join("ca.key"), "not a key").unwrap();
-        let Err(err) = Pki::open(dir.path(), &names()) else { panic!("it opened") };
-        assert!(err.to_string().contains("ca.key is damaged"), "{err}");
-        assert_eq!(fs::read_to_string(dir.path().join("ca.key")).unwrap(), "not a key");
+        for name in ["service-account.key", "artifact.key", "ca.key"] {
+            fs::write(dir.path().join(name), "not a key").unwrap();
+            let Err(err) = Pki::open(dir.path(), &names()) else { panic!("it opened") };
+            assert!(err.to_string().contains(&format!("{name} is damaged")), "{err}");
+            assert_eq!(fs::read_to_string(dir.path().join(name)).unwrap(), "not a key");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use anyhow::{Context, bail};
 use api::enrolment::{INFO_ENDPOINTS, INFO_NAME, INFO_NAMESPACE};
 use api::resource::Storage;
-use apiserver::{Api, Identity, Reason, Server, ServerOptions, Target, WriteOptions};
+use apiserver::{Api, Identity, Reason, Server, ServerOptions, Target, TokenIssuer, WriteOptions};
 use controllers::clock::Clock;
 use controllers::events::Recorder;
 use controllers::{node_cidr, node_lifecycle};
@@ -85,6 +85,7 @@ pub(crate) async fn start(config: Config, shutdown: CancellationToken) -> anyhow
     let host = host(&config);
     let pki = Arc::new(Pki::open(&dir.join("pki"), &names(&host, &config))?);
     let api = Api::new(Arc::clone(&store));
+    api.set_token_issuer(TokenIssuer::new(pki.token_key(), clock::now));
     api.bootstrap().await.map_err(|status| anyhow::anyhow!(status.message))?;
 
     let node_tls = gateway::server_config(
@@ -138,7 +139,8 @@ pub(crate) async fn start(config: Config, shutdown: CancellationToken) -> anyhow
     api.set_log_source(Arc::clone(&streams) as Arc<dyn apiserver::LogSource>);
     api.set_stream_source(Arc::clone(&streams) as Arc<dyn apiserver::StreamSource>);
     let liveness = Arc::new(Liveness::new());
-    let recorder = start_controllers(&api, &config, registries, &liveness, &tasks, &shutdown)?;
+    let recorder =
+        start_controllers(&api, &config, registries, &pki, &liveness, &tasks, &shutdown)?;
     let setup = nodes::Setup {
         api: api.clone(),
         epoch: store.epoch(),
@@ -159,7 +161,9 @@ pub(crate) async fn start(config: Config, shutdown: CancellationToken) -> anyhow
     let backups = Backups::new(lmdb, dir.join("pki"));
     let mounts: Vec<Arc<dyn apiserver::Mount>> =
         vec![registry::V2::new(&files, passwords.clone()), registry::Tokens::new(passwords)];
-    let options = ServerOptions { downloads: vec![backups], mounts, ..ServerOptions::default() };
+    let tokens = Some(Arc::new(api.clone()) as Arc<dyn apiserver::TokenAuthenticator>);
+    let options =
+        ServerOptions { tokens, downloads: vec![backups], mounts, ..ServerOptions::default() };
     tasks.spawn(registry::tidy(files, api.clone(), shutdown.clone()));
     let http = Server::new(api, options, shutdown);
     tasks.spawn(async move { http.serve(listener, api_tls).await });
@@ -287,6 +291,7 @@ fn start_controllers(
     api: &Api,
     config: &Config,
     images: Arc<Registries>,
+    pki: &Pki,
     liveness: &Arc<Liveness>,
     tasks: &TaskTracker,
     shutdown: &CancellationToken,
@@ -308,6 +313,7 @@ fn start_controllers(
         liveness: Arc::clone(liveness),
         images,
         clock: Clock::System,
+        root_ca: pki.ca_pem.as_str().into(),
         config: controllers::Config { nodes, pod_network },
     };
     Ok(controllers::Fleet::start(parts, tasks, shutdown).recorder)

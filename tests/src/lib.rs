@@ -52,4 +52,6 @@ mod static_pods;
 #[cfg(test)]
 mod tidy;
 #[cfg(test)]
+mod tokens;
+#[cfg(test)]
 mod workloads;

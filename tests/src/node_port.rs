@@ -206,6 +206,7 @@ impl Master {
                 }
                 Output::Hello(_) | Output::Applied { .. } | Output::Gone => {}
                 Output::Finding(finding) => panic!("{finding}"),
+                Output::Tokens { .. } => panic!("no pod wants tokens"),
             }
         }
     }

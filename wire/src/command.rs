@@ -44,6 +44,9 @@ pub enum CommandV1 {
         /// What to serve.
         stream: StreamV1,
     },
+    /// Ask for the tokens of all pods anew: the master's clock has jumped, and those
+    /// made before are no good by it.
+    RefreshTokens,
 }
 
 /// What a stream serves.

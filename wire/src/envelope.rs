@@ -22,6 +22,7 @@ use std::io::{Read, Write};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::account::{TokensV1, TokensWantedV1};
 use crate::command::CommandEnvelopeV1;
 use crate::enrol::{JoinRequestV1, JoinResponseV1};
 use crate::node::{AppliedV1, GoneV1, HeartbeatV1, HelloV1, PartAckV1, UpToDateV1};
@@ -107,6 +108,8 @@ kinds! {
     Command(CommandEnvelopeV1) = 0x10;
     /// Master to node: a report is stored.
     ReportAck(ReportAckV1) = 0x11;
+    /// Master to node: tokens of pods.
+    Tokens(TokensV1) = 0x12;
     /// Node to master: here I am.
     Hello(HelloV1) = 0x20;
     /// Node to master: I live.
@@ -119,6 +122,8 @@ kinds! {
     Gone(GoneV1) = 0x24;
     /// Node to master: so many parts have arrived.
     PartAck(PartAckV1) = 0x25;
+    /// Node to master: tokens of pods are wanted.
+    TokensWanted(TokensWantedV1) = 0x26;
     /// Board to master: make me a node.
     JoinRequest(JoinRequestV1) = 0x30;
     /// Master to board: the answer.

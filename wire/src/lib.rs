@@ -15,6 +15,7 @@
 //! 4. No `flatten`, `untagged`, `skip_serializing_if`, `serde_json::Value`,
 //!    `usize` or `HashMap`: none survives postcard.
 
+pub mod account;
 pub mod artifact;
 pub mod command;
 pub mod encoded;

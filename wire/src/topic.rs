@@ -5,9 +5,9 @@
 //! | topic | writer | QoS | payload |
 //! | --- | --- | --- | --- |
 //! | `pinnace/1/n/<node>/d/s` | master | 1 | the set: snapshot, delta, part, up-to-date |
-//! | `pinnace/1/n/<node>/d/c` | master | 1 | commands, report acknowledgements |
+//! | `pinnace/1/n/<node>/d/c` | master | 1 | commands, report acknowledgements, tokens |
 //! | `pinnace/1/n/<node>/u/h` | agent | 0 | heartbeat |
-//! | `pinnace/1/n/<node>/u/r` | agent | 1 | hello, applied, part acknowledgements, reports |
+//! | `pinnace/1/n/<node>/u/r` | agent | 1 | hello, applied, part acknowledgements, reports, wanted tokens |
 //! | `pinnace/1/n/<node>/u/w` | agent (will) | 1 | gone |
 //! | `pinnace/1/boot/<client>/req` | joining board | 1 | join request |
 //! | `pinnace/1/boot/<client>/rsp` | master | 1 | join response |

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by where it panics")]
 
 use expect_test::expect_file;
+use pinnace_wire::account::{PodTokensV1, TokenV1, TokensV1, TokensWantedV1};
 use pinnace_wire::command::{CommandEnvelopeV1, CommandV1, LogsV1, StreamV1};
 use pinnace_wire::encoded::{EncodedItem, encoded_delta, encoded_snapshot};
 use pinnace_wire::enrol::{JoinRequestV1, JoinResponseV1};
@@ -309,7 +310,25 @@ fn samples() -> Vec<Message> {
             ticket: [4; 16],
             stream: StreamV1::Logs(logs),
         })),
+        Message::Command(command(CommandV1::RefreshTokens)),
         Message::ReportAck(ReportAckV1 { boot_id: BOOT, seq: 8 }),
+        Message::Tokens(TokensV1 {
+            boot_id: BOOT,
+            pods: vec![
+                PodTokensV1 {
+                    pod: [1; 16],
+                    tokens: vec![TokenV1 {
+                        audience: String::new(),
+                        expiration_s: 3607,
+                        lifetime_s: 3607,
+                        token: "a.b.c".into(),
+                    }],
+                    problem: String::new(),
+                },
+                PodTokensV1 { pod: [2; 16], tokens: vec![], problem: "no account".into() },
+            ],
+        }),
+        Message::TokensWanted(TokensWantedV1 { boot_id: BOOT, pods: vec![[1; 16], [2; 16]] }),
         Message::Hello(HelloV1 {
             boot_id: BOOT,
             conn_seq: 2,
@@ -407,6 +426,8 @@ fn bytes_of(message: &Message) -> Vec<u8> {
         Message::UpToDate(body) => encode(body),
         Message::Command(body) => encode(body),
         Message::ReportAck(body) => encode(body),
+        Message::Tokens(body) => encode(body),
+        Message::TokensWanted(body) => encode(body),
         Message::Hello(body) => encode(body),
         Message::Heartbeat(body) => encode(body),
         Message::Applied(body) => encode(body),

@@ -113,7 +113,6 @@ const VOLUME_OTHER: &str = "the folder stays empty";
 
 /// Warned about in a source of a projected volume.
 const PROJECTION_WARNED: &[Line] = &[
-    ("serviceAccountToken", When::Set, "no token is issued, and the file is not there"),
     ("clusterTrustBundle", When::Set, "the file is not there"),
     ("podCertificate", When::Set, "the file is not there"),
 ];
@@ -335,7 +334,6 @@ mod tests {
                 refused spec.runtimeClassName: Forbidden: Pinnace cannot do this: use "oci" or "wasm"
                 refused spec.containers[0].securityContext.runAsUser: Forbidden: must not be 0 when `runAsNonRoot` is true
                 warning spec.containers[0].ports[0].hostPort: not honoured by Pinnace yet: the port of the node is not opened
-                warning spec.volumes[1].projected.sources[0].serviceAccountToken: not honoured by Pinnace yet: no token is issued, and the file is not there
                 warning spec.volumes[2].nfs: not honoured by Pinnace yet: the folder stays empty
             "#]],
         );

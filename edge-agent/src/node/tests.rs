@@ -246,7 +246,7 @@ fn a_large_set_comes_in_parts_and_each_is_acknowledged() {
                     split.acknowledge(&ack);
                 }
                 Output::Apply(set) => assert_eq!(*set, large),
-                Output::Command(_) => panic!("no command was sent"),
+                Output::Command(_) | Output::Tokens(_) => panic!("none was sent"),
             }
         }
     }
@@ -452,4 +452,66 @@ fn nothing_is_sent_while_the_link_is_down() {
     let messages = sent(&mut node, 501);
     assert!(matches!(messages.as_slice(), [Message::Hello(hello), Message::Report(_)]
         if hello.conn_seq == 2));
+}
+
+/// A set with one pod that shows a token.
+fn set_with_token(revision: u64, uid: u8) -> SnapshotV1 {
+    use wire::pod::{ProjectionV1, VolumeSourceV1, VolumeV1};
+    let token =
+        ProjectionV1::Token { audience: String::new(), expiration_s: 3607, path: "token".into() };
+    let source = VolumeSourceV1::Projected { sources: vec![token], default_mode: 0o644 };
+    let mut pod = wire::pod::PodV1::new([uid; 16], "default", "pod");
+    pod.volumes = vec![VolumeV1 { name: "api".into(), source }];
+    let body = BodyV1::Pod(Box::new(pod));
+    SnapshotV1 { epoch: 1, revision, items: vec![ItemV1 { uid: [uid; 16], generation: 1, body }] }
+}
+
+#[test]
+fn tokens_are_asked_for_with_the_set_that_names_the_pod_and_told_once() {
+    let mut node = connected();
+    node.receive(at(1), &encode(&set_with_token(11, 3))).unwrap();
+    let wanted = Message::TokensWanted(TokensWantedV1 { boot_id: BOOT, pods: vec![[3; 16]] });
+    assert_eq!(
+        sent(&mut node, 1),
+        std::slice::from_ref(&wanted),
+        "at once, before the set is stored"
+    );
+    let token = |text: &str, boot_id| {
+        let token = wire::account::TokenV1 {
+            audience: String::new(),
+            expiration_s: 3607,
+            lifetime_s: 3607,
+            token: text.into(),
+        };
+        let pod = wire::account::PodTokensV1 {
+            pod: [3; 16],
+            tokens: vec![token],
+            problem: String::new(),
+        };
+        encode(&wire::account::TokensV1 { boot_id, pods: vec![pod] })
+    };
+    let told = |node: &mut Node, now_s| -> Vec<String> {
+        let outputs = node.poll(at(now_s)).into_iter();
+        outputs
+            .filter_map(|output| match output {
+                Output::Tokens(table) => {
+                    Some(table[&[3; 16]].tokens.values().next().unwrap().clone())
+                }
+                _ => None,
+            })
+            .collect()
+    };
+    node.receive(at(2), &token("of another start", [1; 16])).unwrap();
+    assert_eq!(told(&mut node, 2), Vec::<String>::new());
+    node.receive(at(2), &token("a", BOOT)).unwrap();
+    node.receive(at(2), &token("b", BOOT)).unwrap();
+    assert_eq!(told(&mut node, 2), ["a"]);
+    // The link goes and comes, and the master's clock jumps.
+    node.disconnected();
+    node.connected(at(3));
+    assert!(!sent(&mut node, 3).contains(&wanted));
+    let command = CommandV1::RefreshTokens;
+    let refresh = CommandEnvelopeV1 { epoch: 1, boot_id: BOOT, counter: 1, command };
+    node.receive(at(4), &encode(&refresh)).unwrap();
+    assert_eq!(sent(&mut node, 4), [wanted]);
 }

@@ -11,6 +11,8 @@ use wire::pod::{
     VolumeSourceV1,
 };
 
+use crate::tokens::{self, Held, PodTokens};
+
 use super::state::{Container, PodState, Role, Versions};
 
 /// One pod as the node's set has it.
@@ -24,6 +26,8 @@ pub struct Desired {
     pub present: bool,
     /// The ConfigMaps and Secrets it uses that exist.
     pub keys: KeySet,
+    /// The tokens of its ServiceAccount that its volumes show, as far as they have come.
+    pub tokens: Held,
     /// The node itself ends the pod, whatever the set says; see [`Eviction`].
     pub eviction: Option<Eviction>,
 }
@@ -124,7 +128,7 @@ impl Desired {
     /// The versions of what the pod's volumes hold.
     #[must_use]
     pub fn volume_versions(&self) -> Versions {
-        volume_versions(&self.pod, &self.keys)
+        volume_versions(&self.pod, &self.keys, &self.tokens.tokens)
     }
 
     /// Every ConfigMap and Secret that the pod names, whether or not it exists.
@@ -141,7 +145,8 @@ impl Desired {
         volumes.chain(variables)
     }
 
-    /// Why the volumes cannot be set up yet, as the kubelet says it; `None` if they can.
+    /// Why the volumes cannot be set up yet, as the kubelet says it; `None` if they
+    /// can. Empty while an answer of the master is on its way.
     #[must_use]
     pub fn volumes_missing(&self) -> Option<String> {
         let waits = self.pod.volumes.iter().find_map(|volume| match &volume.source {
@@ -151,6 +156,19 @@ impl Desired {
         if let Some((volume, why)) = waits {
             return Some(format!("MountVolume.SetUp failed for volume \"{volume}\" : {why}"));
         }
+        self.keys_missing().or_else(|| {
+            let missing = tokens::missing(&self.pod, &self.tokens.tokens)?;
+            Some(match self.tokens.problem.as_str() {
+                "" => String::new(),
+                why => format!(
+                    "MountVolume.SetUp failed for volume \"{}\" : failed to fetch token: {why}",
+                    missing.volume
+                ),
+            })
+        })
+    }
+
+    fn keys_missing(&self) -> Option<String> {
         keys_of(&self.pod).filter(|wanted| !wanted.optional).find_map(|wanted| {
             let why = match self.keys.get(wanted.source) {
                 None => missing(wanted.source),
@@ -203,9 +221,13 @@ fn keys_of(pod: &PodV1) -> impl Iterator<Item = WantedKeys<'_>> {
 /// volume shows some: no ConfigMap has an empty name.
 const FIELDS: SourceV1 = SourceV1::ConfigMap(String::new());
 
+/// Stands in [`Versions`] for the pod's tokens, where a volume shows some: no
+/// Secret has an empty name.
+const TOKENS: SourceV1 = SourceV1::Secret(String::new());
+
 /// The versions of what a pod's volumes show.
 #[must_use]
-pub fn volume_versions(pod: &PodV1, keys: &KeySet) -> Versions {
+pub fn volume_versions(pod: &PodV1, keys: &KeySet, tokens: &PodTokens) -> Versions {
     let mut versions: Versions = keys_of(pod)
         .filter_map(|wanted| {
             let keys = keys.get(wanted.source)?;
@@ -223,6 +245,11 @@ pub fn volume_versions(pod: &PodV1, keys: &KeySet) -> Versions {
         let mut hasher = std::hash::DefaultHasher::new();
         (&pod.labels, &pod.annotations).hash(&mut hasher);
         versions.insert(FIELDS, (pod.uid, hasher.finish()));
+    }
+    if tokens::wanted(pod).next().is_some() {
+        let mut hasher = std::hash::DefaultHasher::new();
+        tokens.hash(&mut hasher);
+        versions.insert(TOKENS, (pod.uid, hasher.finish()));
     }
     versions
 }

@@ -14,7 +14,9 @@ use runtime::fake::{FakeExec, FakeRuntime};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use wire::Uid;
-use wire::pod::{HandlerV1, PodV1, ProbeV1, RestartPolicyV1};
+use wire::pod::{
+    HandlerV1, MountV1, PodV1, ProbeV1, ProjectionV1, RestartPolicyV1, VolumeSourceV1, VolumeV1,
+};
 use wire::set::{BodyV1, ItemV1, SnapshotV1};
 use wire::status::{EventV1, PhaseV1, PodStatusV1, StateV1};
 
@@ -30,7 +32,8 @@ use crate::network::{NamespacePaths, Network, NetworkError};
 use crate::results::Results;
 use crate::sandbox::PodNetwork;
 use crate::seal::Seal;
-use crate::{id, recover, set};
+use crate::tokens::{Held, Shelf, Table};
+use crate::{id, recover, set, volumes};
 
 /// Images that are all there, or none is.
 #[derive(Default)]
@@ -134,12 +137,17 @@ impl Machine {
         let (owner, _board) =
             Owner::new(Arc::clone(&hooks), clock, set, news_sender, Box::new(|_| {}));
         let evictor = owner.evictor();
+        let (shelf, kept) = Shelf::open(&self.folders, Arc::clone(&hooks.seal), clock.now().mono);
+        let kept = kept.into_iter().map(|(uid, (held, _))| (uid, held)).collect();
+        let (tokens, new_tokens) = watch::channel(Arc::default());
+        let owner = owner.with_tokens(kept, shelf, new_tokens);
         let task = tokio::spawn(owner.run(found, receiver, manifests, stop.clone()));
         Agent {
             hooks,
             evictor,
             news,
             sets,
+            tokens,
             stop,
             task,
             statuses: BTreeMap::new(),
@@ -155,6 +163,7 @@ impl Machine {
         for below in ["pods", "containers"] {
             let _ = std::fs::remove_dir_all(self.folders.run.join(below));
         }
+        let _ = std::fs::remove_file(self.folders.run.join("tokens"));
         self.runtime = FakeRuntime::new();
     }
 
@@ -175,6 +184,7 @@ struct Agent {
     evictor: Evictor,
     news: mpsc::Receiver<News>,
     sets: watch::Sender<Option<Arc<SnapshotV1>>>,
+    tokens: watch::Sender<Arc<Table>>,
     stop: CancellationToken,
     task: tokio::task::JoinHandle<()>,
     statuses: BTreeMap<Uid, PodStatusV1>,
@@ -311,6 +321,58 @@ async fn a_restarted_agent_touches_nothing() {
     agent.rest().await;
     assert_eq!(machine.runtime.calls(), calls);
     agent.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_is_shown_when_it_comes_replaced_in_place_and_there_after_a_boot() {
+    let mut machine = Machine::new();
+    let token =
+        ProjectionV1::Token { audience: String::new(), expiration_s: 3607, path: "token".into() };
+    let source = VolumeSourceV1::Projected { sources: vec![token], default_mode: 0o644 };
+    let mut one = named("one", 1);
+    one.volumes = vec![VolumeV1 { name: "api".into(), source }];
+    one.containers[0].mounts = vec![MountV1::new("api", "/t")];
+    let give = |agent: &Agent, token: &str| {
+        let tokens = BTreeMap::from([((String::new(), 3607), token.to_owned())]);
+        let held = Held { tokens: Arc::new(tokens), lifetime_s: 3607, problem: String::new() };
+        agent.tokens.send_replace(Arc::new(BTreeMap::from([(one.uid, held)])));
+    };
+    let dirs = machine.folders.pod(&one.uid, &one.namespace, &one.name);
+    let file = dirs.run.join("volumes/api/token");
+    let shown = || std::fs::read_to_string(&file).unwrap_or_default();
+
+    let mut agent = machine.agent();
+    agent.send(5, &[(3, &one)]);
+    agent.until("applied", |agent| agent.applied == [5]).await;
+    agent.rest().await;
+    assert!(machine.runtime.specs().is_empty(), "it waits");
+    give(&agent, "first");
+    agent.until("running", |agent| agent.is_running(&one)).await;
+    assert_eq!(shown(), "first");
+    let calls = machine.runtime.calls();
+    give(&agent, "second");
+    agent.rest().await;
+    assert_eq!(shown(), "second");
+    agent.end().await;
+
+    // An agent that follows takes over what is shown, and another set changes nothing.
+    let mut agent = machine.agent();
+    agent.send(6, &[(3, &one)]);
+    agent.until("applied", |agent| agent.applied == [6]).await;
+    agent.rest().await;
+    assert_eq!((shown().as_str(), machine.runtime.calls()), ("second", calls));
+    agent.end().await;
+
+    // The machine loses power; the master is away.
+    machine.reboot();
+    let mut agent = machine.agent();
+    agent.until("running", |agent| agent.is_running(&one)).await;
+    assert_eq!(shown(), "first", "a refresh is not worth a write");
+    give(&agent, "third");
+    agent.rest().await;
+    assert_eq!(shown(), "third");
+    agent.end().await;
+    volumes::tear_down(&dirs).unwrap();
 }
 
 #[tokio::test(start_paused = true)]

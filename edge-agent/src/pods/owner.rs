@@ -30,6 +30,7 @@ use crate::clock::Clock;
 use crate::hooks::{Hooks, chain};
 use crate::manifests::Manifests;
 use crate::progress::Progress;
+use crate::tokens::{Shelf, Table};
 use crate::{id, logs, set};
 
 /// How long a full disk is left alone before the set is stored again.
@@ -89,6 +90,10 @@ pub struct Owner {
     local: BTreeMap<Uid, Desired>,
     unstored: Option<Arc<SnapshotV1>>,
     has_spoken: bool,
+    /// The tokens of the pods.
+    tokens: Arc<Table>,
+    shelf: Option<Shelf>,
+    new_tokens: Option<watch::Receiver<Arc<Table>>>,
 }
 
 impl std::fmt::Debug for Owner {
@@ -122,8 +127,18 @@ impl Owner {
             local: BTreeMap::new(),
             unstored: None,
             has_spoken: false,
+            tokens: Arc::default(),
+            shelf: None,
+            new_tokens: None,
         };
         (owner, reader)
+    }
+
+    /// With the tokens that were kept, where to keep those that come, and where
+    /// they come from.
+    #[must_use]
+    pub fn with_tokens(self, kept: Table, shelf: Shelf, news: watch::Receiver<Arc<Table>>) -> Self {
+        Self { tokens: Arc::new(kept), shelf: Some(shelf), new_tokens: Some(news), ..self }
     }
 
     /// Where to say that the node ends a pod.
@@ -142,6 +157,7 @@ impl Owner {
     ) {
         self.configure();
         self.local = local_pods(&manifests.borrow_and_update());
+        let mut new_tokens = self.new_tokens.take();
         for Found { desired, state } in found {
             self.silent.insert(desired.pod.uid);
             self.spawn(desired, state);
@@ -167,6 +183,7 @@ impl Owner {
                         self.apply(set).await;
                     }
                 }
+                Some(table) = next_tokens(&mut new_tokens) => self.take_tokens(table).await,
                 Some((uid, eviction)) = self.evictions.1.recv() => self.evict(&uid, eviction),
                 Ok(()) = manifests.changed() => {
                     let local = local_pods(&manifests.borrow_and_update());
@@ -184,6 +201,34 @@ impl Owner {
                 }
             }
         }
+    }
+
+    /// Keeps tokens that have come, and shows them to their pods.
+    async fn take_tokens(&mut self, table: Arc<Table>) {
+        if let Some(mut shelf) = self.shelf.take() {
+            let (kept, now) = (Arc::clone(&table), self.clock.now().mono);
+            let (shelf, kept) = tokio::task::spawn_blocking(move || {
+                let result = shelf.keep(&kept, now);
+                (shelf, result)
+            })
+            .await
+            .expect("keeping does not panic");
+            self.shelf = Some(shelf);
+            if let Err(error) = kept {
+                // They are used from memory; only a restart would miss them.
+                tracing::error!(error = chain(&error), "cannot keep the tokens of pods");
+            }
+        }
+        for (uid, held) in &*table {
+            if let Some(wish) = self.pods.get(uid) {
+                wish.send_if_modified(|desired| {
+                    let is_new = desired.tokens != *held;
+                    desired.tokens.clone_from(held);
+                    is_new
+                });
+            }
+        }
+        self.tokens = table;
     }
 
     fn evict(&self, uid: &Uid, eviction: Eviction) {
@@ -274,7 +319,10 @@ impl Owner {
         for (uid, wish) in &self.pods {
             let old = wish.borrow().clone();
             let new = match wanted.remove(uid) {
-                Some(new) => Desired { eviction: old.eviction.clone(), ..new },
+                Some(new) => {
+                    let (eviction, tokens) = (old.eviction.clone(), old.tokens.clone());
+                    Desired { eviction, tokens, ..new }
+                }
                 None if set::holds_unknown(set) && !was_named(uid) => continue,
                 None => Desired { present: false, ..old.clone() },
             };
@@ -315,6 +363,7 @@ impl Owner {
             desired.eviction = self.hooks.policy.reject(&desired.pod);
         }
         let uid = desired.pod.uid;
+        desired.tokens = self.tokens.get(&uid).cloned().unwrap_or_default();
         let (wish, wishes) = watch::channel(desired.clone());
         self.pods.insert(uid, wish);
         tokio::spawn(Worker::run(
@@ -361,6 +410,17 @@ impl Owner {
                 }
             }
         }
+    }
+}
+
+/// The next table of tokens; waits for ever where none comes.
+async fn next_tokens(news: &mut Option<watch::Receiver<Arc<Table>>>) -> Option<Arc<Table>> {
+    match news {
+        Some(news) => {
+            news.changed().await.ok()?;
+            Some(Arc::clone(&news.borrow_and_update()))
+        }
+        None => std::future::pending().await,
     }
 }
 

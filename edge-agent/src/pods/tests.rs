@@ -6,13 +6,14 @@ use std::time::Duration;
 use expect_test::expect;
 use proptest::prelude::*;
 use wire::pod::{
-    ContainerV1, EnvFromV1, KeyPathV1, KeysV1, PodV1, RestartPolicyV1, SourceV1, VolumeSourceV1,
-    VolumeV1,
+    ContainerV1, EnvFromV1, KeyPathV1, KeysV1, PodV1, ProjectionV1, RestartPolicyV1, SourceV1,
+    VolumeSourceV1, VolumeV1,
 };
 use wire::status::{PhaseV1, StateV1};
 
 use super::world::World;
 use super::*;
+use crate::tokens::Held;
 
 pub(crate) fn container(name: &str) -> ContainerV1 {
     ContainerV1::new(name, "registry.local/app:1")
@@ -350,6 +351,55 @@ fn a_missing_volume_source_holds_the_pod_and_a_changed_one_is_updated_in_place()
     world.steps.clear();
     world.settle();
     assert_eq!(world.steps, Vec::<String>::new());
+}
+
+#[test]
+fn a_pod_waits_for_its_token_and_a_new_one_is_shown_in_place() {
+    let token =
+        ProjectionV1::Token { audience: String::new(), expiration_s: 3607, path: "token".into() };
+    let volume = VolumeV1 {
+        name: "kube-api-access-abcde".into(),
+        source: VolumeSourceV1::Projected { sources: vec![token], default_mode: 0o644 },
+    };
+    let held = |tokens: &[(&str, u32, &str)], problem: &str| {
+        let tokens = tokens.iter();
+        let tokens = tokens.map(|(to, s, token)| (((*to).to_owned(), *s), (*token).to_owned()));
+        let tokens = Arc::new(tokens.collect());
+        Held { tokens, lifetime_s: 3607, problem: problem.into() }
+    };
+    let mut world = World::new(PodV1 { volumes: vec![volume], ..pod(vec![container("a")]) });
+    // The answer is on its way: nothing is wrong.
+    world.settle().check(expect![[r#"
+        sandbox
+        pull a
+        Pending terminated=false
+        a: waiting ContainerCreating restarts=0
+    "#]]);
+    world.desired.tokens = held(&[], "serviceaccounts \"ghost\" not found");
+    world.settle().check(expect![[r#"
+        ! FailedMount: MountVolume.SetUp failed for volume "kube-api-access-abcde" : failed to fetch token: serviceaccounts "ghost" not found
+        Pending terminated=false
+        a: waiting ContainerCreating MountVolume.SetUp failed for volume "kube-api-access-abcde" : failed to fetch token: serviceaccounts "ghost" not found restarts=0
+    "#]]);
+    world.desired.tokens = held(&[("vault", 3607, "t")], "");
+    world.settle();
+    assert_eq!(world.steps, Vec::<String>::new(), "that is another token");
+    world.desired.tokens = held(&[("", 3607, "first")], "");
+    world.settle();
+    assert_eq!(world.steps, ["volumes", "start a 0"]);
+    for (tokens, steps) in [
+        (held(&[("", 3607, "first")], ""), &[][..]),
+        (held(&[("", 3607, "second")], ""), &["volumes"]),
+        // The account is gone, or an agent that found nothing kept starts: the old one stays.
+        (held(&[("", 3607, "second")], "serviceaccounts \"a\" not found"), &[]),
+        (held(&[], ""), &[]),
+        (held(&[("", 3607, "third")], ""), &["volumes"]),
+    ] {
+        world.steps.clear();
+        world.desired.tokens = tokens;
+        world.settle();
+        assert_eq!(world.steps, steps);
+    }
 }
 
 #[test]

@@ -399,6 +399,7 @@ pub fn differs(old: &Desired, new: &Desired) -> bool {
     old.generation != new.generation
         || old.present != new.present
         || old.eviction != new.eviction
+        || old.tokens != new.tokens
         || old.pod != new.pod
         || versions(old) != versions(new)
 }

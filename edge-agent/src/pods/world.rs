@@ -47,6 +47,7 @@ impl World {
             generation: 1,
             present: true,
             keys: KeySet::new(),
+            tokens: crate::tokens::Held::default(),
             eviction: None,
         };
         Self {

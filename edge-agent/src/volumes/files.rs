@@ -56,7 +56,7 @@ fn projected<'a>(
         }
         ProjectionV1::Downward(items) => downward(pod, items, default_mode, sources),
         ProjectionV1::Token { audience, expiration_s, path } => {
-            // Admission has warned where none is issued; the other files are there.
+            // Those that are missing are waited for before: it went since.
             let Some(token) = sources.tokens.get(&(audience.clone(), *expiration_s)) else {
                 return Ok(Vec::new());
             };

@@ -13,7 +13,7 @@ use api::resource::{self, Resource};
 use serde_json::{Value, json};
 use store::Store;
 
-use crate::identity::{Identity, MASTERS};
+use crate::identity::{Identity, MASTERS, SERVICE_ACCOUNTS};
 use crate::object;
 
 /// What somebody wants to do with a resource, in RBAC's words.
@@ -85,6 +85,9 @@ impl fmt::Debug for BuiltIn {
 const PUBLIC_PATHS: &[&str] = &["/healthz", "/livez", "/readyz", "/version"];
 /// Paths that everybody who is signed in may read.
 const DISCOVERY_PATHS: &[&str] = &["/api", "/apis", "/openapi"];
+/// Paths that ServiceAccounts may read, as upstream's
+/// `system:service-account-issuer-discovery`.
+const ISSUER_PATHS: &[&str] = &["/.well-known/openid-configuration", "/openid/v1/jwks"];
 
 impl BuiltIn {
     /// Reads from `store` which pods are bound to a node.
@@ -179,6 +182,14 @@ pub(crate) fn refers_to_any(spec: &Value, resource: &str) -> bool {
     references(spec, resource).iter().any(|reference| !reference.is_null())
 }
 
+/// Whether a volume of a pod's spec shows a token of its ServiceAccount.
+pub(crate) fn wants_token(spec: &Value) -> bool {
+    let volumes = spec["volumes"].as_array().into_iter().flatten();
+    let mut sources =
+        volumes.flat_map(|volume| volume["projected"]["sources"].as_array().into_iter().flatten());
+    sources.any(|source| source["serviceAccountToken"].is_object())
+}
+
 /// The names of all Secrets or ConfigMaps in a pod's spec, and nulls.
 fn references<'a>(spec: &'a Value, resource: &str) -> Vec<&'a Value> {
     let (volume, volume_key, env, env_from) = if resource == "secrets" {
@@ -229,6 +240,7 @@ impl Authorizer for BuiltIn {
         };
         let reads = matches!(verb, "get" | "head" | "options");
         let allowed = who.is_in(MASTERS)
+            || reads && who.is_in(SERVICE_ACCOUNTS) && below(ISSUER_PATHS)
             || reads && below(PUBLIC_PATHS)
             || reads && !who.is_anonymous() && (path == "/" || below(DISCOVERY_PATHS));
         Decision::from_bool(allowed, "")

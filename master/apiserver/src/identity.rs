@@ -1,6 +1,8 @@
 //! Who asks: the result of authentication, and the names of the groups that
 //! mean something here.
 
+use std::collections::BTreeMap;
+
 /// Members may do everything.
 pub const MASTERS: &str = "system:masters";
 /// Members are nodes, named by their user name.
@@ -12,6 +14,11 @@ pub const UNAUTHENTICATED: &str = "system:unauthenticated";
 /// What precedes a node's name in its user name.
 pub const NODE_USER_PREFIX: &str = "system:node:";
 
+/// Members are ServiceAccounts; with a colon and a namespace, those of it.
+pub const SERVICE_ACCOUNTS: &str = "system:serviceaccounts";
+/// What precedes namespace, colon and name of a ServiceAccount in its user name.
+pub(crate) const SERVICE_ACCOUNT_PREFIX: &str = "system:serviceaccount:";
+
 /// A user, as certificates and tokens name it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -21,6 +28,8 @@ pub struct Identity {
     pub groups: Vec<String>,
     /// Identity of the account over renames; empty where there is none.
     pub uid: String,
+    /// What else its credential says: a token's pod and node.
+    pub extra: BTreeMap<String, Vec<String>>,
 }
 
 impl Identity {
@@ -31,7 +40,7 @@ impl Identity {
         if !groups.iter().any(|group| group == AUTHENTICATED) {
             groups.push(AUTHENTICATED.to_owned());
         }
-        Self { user: user.to_owned(), groups, uid: String::new() }
+        Self { user: user.to_owned(), groups, uid: String::new(), extra: BTreeMap::new() }
     }
 
     /// A part of the master itself, such as `pinnace:scheduler`; may do everything.
@@ -53,6 +62,7 @@ impl Identity {
             user: "system:anonymous".to_owned(),
             groups: vec![UNAUTHENTICATED.to_owned()],
             uid: String::new(),
+            extra: BTreeMap::new(),
         }
     }
 

@@ -26,13 +26,16 @@ mod options;
 pub mod patch;
 pub mod status;
 mod streams;
+mod tokens;
 mod validate;
 mod verbs;
 
 pub use authorize::{Attributes, Authorizer, BuiltIn, Decision};
 pub use download::Download;
 pub use http::{HealthCheck, Limits, Server, ServerOptions, TokenAuthenticator};
-pub use identity::{AUTHENTICATED, Identity, MASTERS, NODE_USER_PREFIX, NODES, UNAUTHENTICATED};
+pub use identity::{
+    AUTHENTICATED, Identity, MASTERS, NODE_USER_PREFIX, NODES, SERVICE_ACCOUNTS, UNAUTHENTICATED,
+};
 pub use logs::{BoxFuture, LogRequest, LogSource, LogStream};
 pub use mount::{Mount, MountBody};
 pub use options::{
@@ -44,4 +47,5 @@ pub use streams::{
     CommandRequest, CommandStream, ForwardedConnection, Forwarder, Input, Output, StreamSource,
     StreamTarget,
 };
+pub use tokens::{ISSUER, IssuedToken, KeyError, TokenIssuer, TokenKey, TokenWish};
 pub use verbs::{Api, Deleted, Item, List, ListPages, Target, Watch, WatchEvent, Written};

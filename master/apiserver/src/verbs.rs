@@ -19,6 +19,7 @@ mod patch;
 
 mod read;
 mod subresource;
+mod token;
 mod update;
 mod watch;
 
@@ -41,6 +42,7 @@ use crate::logs::LogSource;
 use crate::options::Selection;
 use crate::status::Status;
 use crate::streams::StreamSource;
+use crate::tokens::TokenIssuer;
 
 /// Tries of a write that loses against others, as Kubernetes has for patches.
 const CONFLICT_TRIES: usize = 5;
@@ -56,6 +58,7 @@ struct Inner {
     authorizer: Arc<dyn Authorizer>,
     logs: OnceLock<Arc<dyn LogSource>>,
     streams: OnceLock<Arc<dyn StreamSource>>,
+    tokens: OnceLock<TokenIssuer>,
 }
 
 impl fmt::Debug for Api {
@@ -113,7 +116,7 @@ impl<'a> Target<'a> {
         self.resource.key(self.namespace, self.name)
     }
 
-    fn not_found(&self) -> Status {
+    pub(crate) fn not_found(&self) -> Status {
         Status::not_found(self.resource, self.name)
     }
 }
@@ -135,6 +138,7 @@ impl Api {
                 authorizer,
                 logs: OnceLock::new(),
                 streams: OnceLock::new(),
+                tokens: OnceLock::new(),
             }),
         }
     }
@@ -162,7 +166,12 @@ impl Api {
     }
 
     /// Whether `who` may do it, as an error where not.
-    fn authorize(&self, who: &Identity, verb: Verb, target: &Target<'_>) -> Result<(), Status> {
+    pub(crate) fn authorize(
+        &self,
+        who: &Identity,
+        verb: Verb,
+        target: &Target<'_>,
+    ) -> Result<(), Status> {
         self.authorize_selected(who, verb, target, None)
     }
 
@@ -213,7 +222,7 @@ impl Api {
     }
 
     /// The object as it is stored, if it is.
-    fn read(&self, target: &Target<'_>) -> Result<Option<(Value, Versioned)>, Status> {
+    pub(crate) fn read(&self, target: &Target<'_>) -> Result<Option<(Value, Versioned)>, Status> {
         let Some(stored) = self.inner.store.get(&target.key()).map_err(|e| store_error(&e))? else {
             return Ok(None);
         };

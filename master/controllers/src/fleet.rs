@@ -15,7 +15,7 @@ use crate::image::{self, ImageResolver, Settled};
 use crate::node_lifecycle::{self, NodeLiveness};
 use crate::projection::{Deployment, Meta, Namespace, Node, Pod, ReplicaSet};
 use crate::{
-    deployment, namespace, node_cidr, pod_cleanup, replica_set, runner, scheduler_loop,
+    deployment, namespace, node_cidr, pod_cleanup, replica_set, root_ca, runner, scheduler_loop,
     service_account, volumes,
 };
 
@@ -39,6 +39,8 @@ pub struct Parts<C, L, R> {
     pub images: Arc<R>,
     /// The time of day.
     pub clock: Clock,
+    /// Who vouches for the API server, in PEM.
+    pub root_ca: Arc<str>,
     /// What may be set.
     pub config: Config,
 }
@@ -99,11 +101,11 @@ impl Fleet {
         start.follow(&fleet.storage.volumes);
         start.follow(&fleet.storage.claims);
         start.follow(&fleet.storage.classes);
-        let (sources, accounts) = start.sources();
+        let (sources, accounts, maps) = start.sources();
         start.replica_sets(&sources);
         start.deployments(&sources);
         start.nodes(&sources);
-        start.namespaces(&sources, accounts);
+        start.namespaces(&sources, accounts, &maps);
         start.garbage(&sources);
         start.volumes(&sources);
         start.scheduling(&sources);
@@ -126,8 +128,9 @@ impl<C: Cluster, L: NodeLiveness, R: ImageResolver> Start<'_, C, L, R> {
     }
 
     /// Every resource that objects in the store may own or be owned by; those
-    /// nobody looks into with their metadata alone. And the ServiceAccounts.
-    fn sources(&self) -> (Sources, Cache<Meta>) {
+    /// nobody looks into with their metadata alone. And the ServiceAccounts and
+    /// ConfigMaps.
+    fn sources(&self) -> (Sources, Cache<Meta>, Cache<Meta>) {
         let fleet = &self.fleet;
         let mut sources: Vec<Box<dyn Objects>> = vec![
             Box::new(fleet.pods.clone()),
@@ -142,6 +145,9 @@ impl<C: Cluster, L: NodeLiveness, R: ImageResolver> Start<'_, C, L, R> {
         let accounts = Cache::new(kinds::service_accounts());
         self.follow(&accounts);
         sources.push(Box::new(accounts.clone()));
+        let maps = Cache::new(kinds::config_maps());
+        self.follow(&maps);
+        sources.push(Box::new(maps.clone()));
         for resource in api::resource::all() {
             let known = sources.iter().any(|source| std::ptr::eq(source.resource(), resource));
             if !known && resource.storage == Storage::Durable {
@@ -150,7 +156,7 @@ impl<C: Cluster, L: NodeLiveness, R: ImageResolver> Start<'_, C, L, R> {
                 sources.push(Box::new(cache));
             }
         }
-        (Arc::new(sources), accounts)
+        (Arc::new(sources), accounts, maps)
     }
 
     fn run<K, F, Fut, E>(
@@ -258,7 +264,7 @@ impl<C: Cluster, L: NodeLiveness, R: ImageResolver> Start<'_, C, L, R> {
         });
     }
 
-    fn namespaces(&self, sources: &Sources, accounts: Cache<Meta>) {
+    fn namespaces(&self, sources: &Sources, accounts: Cache<Meta>, maps: &Cache<Meta>) {
         let fleet = &self.fleet;
         let (sender, receiver) = runner::queue();
         namespace::feed(&fleet.namespaces, &fleet.pods, &sender);
@@ -276,6 +282,16 @@ impl<C: Cluster, L: NodeLiveness, R: ImageResolver> Start<'_, C, L, R> {
             let (cluster, namespaces, accounts) =
                 (Arc::clone(&cluster), namespaces.clone(), accounts.clone());
             async move { service_account::reconcile(&cluster, &namespaces, &accounts, &name).await }
+        });
+
+        let (sender, receiver) = runner::queue();
+        root_ca::feed(&fleet.namespaces, maps, &sender);
+        let (cluster, namespaces) = (Arc::clone(&self.parts.cluster), fleet.namespaces.clone());
+        let root_ca = Arc::clone(&self.parts.root_ca);
+        self.run("root_ca", config, sources, receiver, move |name: String| {
+            let (cluster, namespaces, root_ca) =
+                (Arc::clone(&cluster), namespaces.clone(), Arc::clone(&root_ca));
+            async move { root_ca::reconcile(&cluster, &namespaces, &root_ca, &name).await }
         });
     }
 

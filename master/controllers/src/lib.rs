@@ -28,6 +28,7 @@ mod ownership;
 pub mod pod_cleanup;
 pub mod projection;
 pub mod replica_set;
+pub mod root_ca;
 pub mod runner;
 pub mod scheduler_loop;
 pub mod service_account;

@@ -108,6 +108,7 @@ impl World {
             liveness: Arc::new(nodes.clone()),
             images: Arc::clone(registry),
             clock: cluster.clock(),
+            root_ca: "test CA".into(),
             config,
         };
         Fleet::start(parts, &TaskTracker::new(), shutdown)

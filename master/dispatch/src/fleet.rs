@@ -7,6 +7,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use wire::account::PodTokensV1;
 use wire::command::CommandV1;
 use wire::set::SnapshotV1;
 use wire::topic::{Channel, Topic};
@@ -75,6 +76,13 @@ impl Dispatcher {
     pub fn report_stored(&mut self, node: &str, boot_id: Uid, seq: u64) {
         if self.nodes.contains_key(node) {
             self.touch(node).report_stored(boot_id, seq);
+        }
+    }
+
+    /// Tokens that `node` asked for are made: they are sent.
+    pub fn tokens_made(&mut self, node: &str, boot_id: Uid, pods: Vec<PodTokensV1>) {
+        if self.nodes.contains_key(node) {
+            self.touch(node).tokens_made(boot_id, pods);
         }
     }
 

@@ -14,6 +14,7 @@
 
 use std::time::Duration;
 
+use wire::account::{PODS_MAX, PodTokensV1, TokensV1, TokensWantedV1};
 use wire::command::{CommandEnvelopeV1, CommandV1};
 use wire::envelope::{Decoded, EnvelopeError, Kind, Message, decode, encode};
 use wire::node::{AppliedV1, GoneV1, HeartbeatV1, HelloV1, PartAckV1, UpToDateV1};
@@ -102,6 +103,14 @@ pub enum Output {
     Report(ReportV1),
     /// The broker says that the node's connection broke (its will).
     Gone,
+    /// Make the tokens of these pods, as far as they are the node's, then call
+    /// [`NodeDispatcher::tokens_made`].
+    Tokens {
+        /// Which boot of the agent asks.
+        boot_id: Uid,
+        /// The pods, at most [`PODS_MAX`].
+        pods: Vec<Uid>,
+    },
     /// Something an operator should see.
     Finding(Finding),
 }
@@ -290,6 +299,7 @@ impl NodeDispatcher {
             Message::Report(report) => self.report(now, report),
             Message::Gone(gone) => self.gone(&gone),
             Message::PartAck(ack) => self.part_ack(now, &ack),
+            Message::TokensWanted(wanted) => self.tokens_wanted(now, wanted),
             other => return Err(ReceiveError::Direction(other.kind())),
         }
         Ok(())
@@ -304,6 +314,15 @@ impl NodeDispatcher {
         boot.report_stored = boot.report_stored.max(seq);
         if self.session.is_some() {
             self.send(Channel::Command, encode(&ReportAckV1 { boot_id, seq }));
+        }
+    }
+
+    /// Sends tokens to the boot that asked for them, if it is still there: else it
+    /// asks again.
+    pub fn tokens_made(&mut self, boot_id: Uid, pods: Vec<PodTokensV1>) {
+        let is_there = self.boot.as_ref().is_some_and(|boot| boot.id == boot_id);
+        if is_there && self.session.is_some() && !pods.is_empty() {
+            self.send(Channel::Command, encode(&TokensV1 { boot_id, pods }));
         }
     }
 
@@ -438,6 +457,14 @@ impl NodeDispatcher {
             boot.report_taken_at = now;
             boot.report_missing = None;
             self.outputs.push(Output::Report(report));
+        }
+    }
+
+    fn tokens_wanted(&mut self, now: Duration, mut wanted: TokensWantedV1) {
+        if self.is_of_session(now, &wanted.boot_id) {
+            wanted.pods.truncate(PODS_MAX);
+            let TokensWantedV1 { boot_id, pods } = wanted;
+            self.outputs.push(Output::Tokens { boot_id, pods });
         }
     }
 

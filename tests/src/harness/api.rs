@@ -83,6 +83,16 @@ impl Api {
         Self::with(config).expect("the kubeconfig is complete")
     }
 
+    /// Whoever has this token.
+    pub(crate) fn bearer(kubeconfig: &Path, token: &str) -> Self {
+        let mut config = read(kubeconfig);
+        for user in &mut config.auth_infos {
+            let token = Some(token.to_owned().into());
+            user.auth_info = Some(AuthInfo { token, ..AuthInfo::default() });
+        }
+        Self::with(config).expect("the kubeconfig is complete")
+    }
+
     fn with(config: Kubeconfig) -> Result<Self, String> {
         let make = async {
             let options = KubeConfigOptions::default();

@@ -153,6 +153,7 @@ impl Board {
                     Output::Command(CommandV1::OpenStream { ticket, .. }) => {
                         ledger.executed(&self.name, ticket);
                     }
+                    Output::Tokens(_) => panic!("no pod of the simulation wants tokens"),
                     Output::Command(other) => panic!("{other:?} is the node's own"),
                 }
             }

@@ -167,6 +167,7 @@ impl Master {
                     ledger.check(!broken, || format!("{node}: {finding}"));
                 }
                 Output::Hello(_) | Output::Applied { .. } | Output::Gone => {}
+                Output::Tokens { .. } => panic!("no pod of the simulation wants tokens"),
             }
         }
         sent

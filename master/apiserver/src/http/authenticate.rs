@@ -35,6 +35,9 @@ pub(super) fn certificate_identity(certificate: &CertificateDer<'_>) -> Option<I
     Some(Identity::authenticated(user, &groups))
 }
 
+/// Longest bearer token that is looked at, in bytes.
+const TOKEN_BYTES_MAX: usize = 16 << 10;
+
 /// The user of a request: of its connection's certificate, else of its token.
 pub(super) fn request_identity(
     certificate: Option<&Identity>,
@@ -50,7 +53,8 @@ pub(super) fn request_identity(
         .ok()
         .and_then(|text| text.split_once(' '))
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-        .map(|(_, token)| token.trim());
+        .map(|(_, token)| token.trim())
+        .filter(|token| token.len() <= TOKEN_BYTES_MAX);
     // Credentials that are wrong are an error, not nobody's.
     token.and_then(|token| tokens?.authenticate(token)).ok_or_else(Status::unauthorized)
 }

@@ -29,6 +29,14 @@ pub(super) struct Asked {
     pub(super) query: Query,
 }
 
+impl Asked {
+    /// What the client calls this server: host and port.
+    fn server(&self) -> Option<&str> {
+        let host = self.head.headers.get(http::header::HOST).and_then(|host| host.to_str().ok());
+        host.or_else(|| self.head.uri.authority().map(http::uri::Authority::as_str))
+    }
+}
+
 /// Answers a request, whatever it is.
 pub(super) async fn handle(
     state: Arc<State>,
@@ -120,9 +128,7 @@ async fn serve_path(state: &State, asked: &Asked, route: Route) -> Result<Answer
             Ok(aggregated(false))
         }
         Route::CoreVersions => {
-            let host = headers.get(http::header::HOST).and_then(|host| host.to_str().ok());
-            let authority = asked.head.uri.authority().map(http::uri::Authority::as_str);
-            found(Some(discovery::core_versions(host.or(authority).unwrap_or_default())))
+            found(Some(discovery::core_versions(asked.server().unwrap_or_default())))
         }
         Route::Groups => found(Some(discovery::groups())),
         Route::Group(group) => found(discovery::group(&group)),
@@ -146,9 +152,22 @@ async fn serve_other(state: &State, asked: &Asked, path: &str) -> Result<Answer,
             let code = if well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
             Ok(answer::text(code, text))
         }
+        "/.well-known/openid-configuration" => {
+            let server = asked.server().unwrap_or_default();
+            let document = state.api.openid_configuration(server);
+            Ok(answer::json(StatusCode::OK, &document.ok_or_else(Status::no_such_path)?))
+        }
+        "/openid/v1/jwks" => {
+            let issuer = state.api.token_issuer().ok_or_else(Status::no_such_path)?;
+            let mut answer = answer::json(StatusCode::OK, &issuer.key_set());
+            let kind = http::HeaderValue::from_static("application/jwk-set+json");
+            answer.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+            Ok(answer)
+        }
         "/metrics" => Ok(answer::text(StatusCode::OK, state.metrics.text(&**state.api.store()))),
         "/" => {
             let paths = [
+                "/.well-known/openid-configuration",
                 "/api",
                 "/api/v1",
                 "/apis",
@@ -156,6 +175,7 @@ async fn serve_other(state: &State, asked: &Asked, path: &str) -> Result<Answer,
                 "/livez",
                 "/metrics",
                 "/openapi/v3",
+                "/openid/v1/jwks",
                 "/readyz",
                 "/version",
             ];

@@ -77,6 +77,7 @@ pub(super) async fn handle(
         (Verb::Patch, _) => request.patch(incoming).await,
         (Verb::Update, _) => request.update(incoming).await,
         (Verb::Create, "binding") => request.bind(incoming).await,
+        (Verb::Create, "token") => request.token(incoming).await,
         (Verb::Create, "eviction") => request.evict(incoming).await,
         (Verb::Create, _) if at.resource.storage == Storage::Virtual => {
             request.review(incoming).await
@@ -324,6 +325,16 @@ impl<'a> Request<'a> {
         Ok(answer::json(StatusCode::CREATED, &status::success(201)))
     }
 
+    async fn token(&self, incoming: Incoming) -> Result<Answer, Status> {
+        let (options, request) = self.read_object(incoming).await?;
+        let api = &self.state.api;
+        let (token, warnings) =
+            api.create_token(&self.asked.who, &self.target(), request, &options)?;
+        let mut answer = answer::json(StatusCode::CREATED, &token);
+        answer::warn(&mut answer, &warnings);
+        Ok(answer)
+    }
+
     async fn evict(&self, incoming: Incoming) -> Result<Answer, Status> {
         let (write, mut eviction) = self.read_object(incoming).await?;
         let validation = write.field_validation;
@@ -349,8 +360,7 @@ impl<'a> Request<'a> {
             options.field_validation,
             &options.duplicate_fields,
         )?;
-        let authorizer = &**self.state.api.authorizer();
-        let answered = reviews::answer(resource.kind, review, &self.asked.who, authorizer)?;
+        let answered = reviews::answer(resource, review, &self.asked.who, &self.state.api)?;
         let mut answer = answer::json(StatusCode::CREATED, &answered);
         answer::warn(&mut answer, &warnings);
         Ok(answer)

@@ -5,7 +5,7 @@
 use api::pod_security;
 use api::resource::{self, Resource};
 use api::storage;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use store::{Expect, Write};
 
 use super::{Api, Item, Target, Written};
@@ -61,30 +61,56 @@ impl Api {
         Err(Status::forbidden(target.resource, object::meta(object, "name"), &problem))
     }
 
-    /// A pod without pull secrets gets those of its ServiceAccount, as Kubernetes'
-    /// admission does; so controllers, nodes and users all see the same ones.
-    pub(super) fn give_pull_secrets(&self, target: &Target<'_>, pod: &mut Value) {
-        if (target.resource.group, target.resource.kind) != ("", "Pod") {
-            return;
+    /// A pod runs as a ServiceAccount that exists, shows its token unless pod or
+    /// account say otherwise, and without pull secrets of its own gets those of the
+    /// account; so controllers, nodes and users all see the same. As upstream's
+    /// admission has it.
+    pub(super) fn admit_service_account(
+        &self,
+        target: &Target<'_>,
+        pod: &mut Value,
+    ) -> Result<(), Status> {
+        // The node has a mirror's pod from its own folder, as it is there.
+        let is_mirror = api::meta::annotation(pod, api::meta::MIRROR_ANNOTATION).is_some();
+        if (target.resource.group, target.resource.kind) != ("", "Pod") || is_mirror {
+            return Ok(());
         }
-        let own = pod["spec"]["imagePullSecrets"].as_array();
-        if own.is_some_and(|own| !own.is_empty()) {
-            return;
-        }
-        let name = match object::text(pod, &["spec", "serviceAccountName"]) {
-            "" => "default",
-            name => name,
-        };
+        let name = ["serviceAccountName", "serviceAccount"]
+            .map(|field| object::text(pod, &["spec", field]))
+            .into_iter()
+            .find(|name| !name.is_empty())
+            .unwrap_or(DEFAULT_ACCOUNT)
+            .to_owned();
         let accounts = resource::by_kind("", "ServiceAccount").expect("in the table of resources");
-        let account = Target::object(accounts, target.namespace, name);
-        // An account that is missing is another rule's business.
-        let Ok(Some((account, _))) = self.read(&account) else { return };
+        let Some((account, _)) = self.read(&Target::object(accounts, target.namespace, &name))?
+        else {
+            let problem = format!(
+                "error looking up service account {}/{name}: serviceaccount \"{name}\" not found",
+                target.namespace
+            );
+            return Err(Status::forbidden(target.resource, target.name, &problem));
+        };
+        // What has no spec is refused for that.
+        let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else {
+            return Ok(());
+        };
+        spec.insert("serviceAccountName".to_owned(), json!(name));
+        // The old name of the field, which upstream keeps beside it.
+        spec.insert("serviceAccount".to_owned(), json!(name));
+        let automount = "automountServiceAccountToken";
+        let of_pod = spec.get(automount).and_then(Value::as_bool);
+        let wants = of_pod.or_else(|| account[automount].as_bool()).unwrap_or(true);
+        if wants {
+            mount_token(spec);
+        }
+        let own = spec.get("imagePullSecrets").and_then(Value::as_array);
         let secrets = &account["imagePullSecrets"];
-        if secrets.as_array().is_some_and(|secrets| !secrets.is_empty())
-            && let Some(spec) = pod["spec"].as_object_mut()
+        if own.is_none_or(Vec::is_empty)
+            && secrets.as_array().is_some_and(|secrets| !secrets.is_empty())
         {
             spec.insert("imagePullSecrets".to_owned(), secrets.clone());
         }
+        Ok(())
     }
 
     /// A claim that names no class gets the default one, as Kubernetes' admission does.
@@ -156,6 +182,66 @@ impl Api {
 /// The resource of storage classes.
 pub(super) fn storage_classes() -> &'static Resource {
     resource::by_kind("storage.k8s.io", "StorageClass").expect("in the table of resources")
+}
+
+/// The account of pods that name none.
+const DEFAULT_ACCOUNT: &str = "default";
+/// Where containers find the token of their pod, its namespace, and who vouches for
+/// the API server.
+const TOKEN_FOLDER: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// How the volume of these is named, but for a random end.
+const TOKEN_VOLUME: &str = "kube-api-access-";
+/// How long the token is asked for, in seconds: upstream's number, by which such
+/// tokens are told from others.
+const TOKEN_S: u32 = 3607;
+
+/// Gives every container that mounts nothing there the volume with the token.
+fn mount_token(spec: &mut Map<String, Value>) {
+    let named = |volume: &&Value| {
+        volume["name"].as_str().is_some_and(|name| name.starts_with(TOKEN_VOLUME))
+    };
+    let volumes = spec.get("volumes").and_then(Value::as_array).into_iter().flatten();
+    let own = volumes.into_iter().find(named).and_then(|volume| volume["name"].as_str());
+    let (is_there, name) = match own {
+        Some(name) => (true, name.to_owned()),
+        None => (false, api::names::generate_name(TOKEN_VOLUME, super::create::random())),
+    };
+    let mut is_mounted = false;
+    for list in ["initContainers", "containers"] {
+        let containers = spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten();
+        for container in containers.filter_map(Value::as_object_mut) {
+            let mounts = container.entry("volumeMounts").or_insert_with(|| json!([]));
+            if mounts.is_null() {
+                *mounts = json!([]);
+            }
+            let Some(mounts) = mounts.as_array_mut() else { continue };
+            if mounts.iter().all(|mount| mount["mountPath"] != TOKEN_FOLDER) {
+                mounts.push(json!({"name": name, "readOnly": true, "mountPath": TOKEN_FOLDER}));
+                is_mounted = true;
+            }
+        }
+    }
+    if is_there || !is_mounted {
+        return;
+    }
+    let volume = json!({"name": name, "projected": {"defaultMode": 0o644, "sources": [
+        {"serviceAccountToken": {"expirationSeconds": TOKEN_S, "path": "token"}},
+        {"configMap": {
+            "name": api::meta::ROOT_CA_NAME,
+            "items": [{"key": api::meta::ROOT_CA_KEY, "path": api::meta::ROOT_CA_KEY}],
+        }},
+        {"downwardAPI": {"items": [{
+            "path": "namespace",
+            "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"},
+        }]}},
+    ]}});
+    let volumes = spec.entry("volumes").or_insert_with(|| json!([]));
+    if volumes.is_null() {
+        *volumes = json!([]);
+    }
+    if let Some(volumes) = volumes.as_array_mut() {
+        volumes.push(volume);
+    }
 }
 
 /// Refuses a pod that asks for more than the Pod Security Standards of its
@@ -244,6 +330,13 @@ fn not_a_mirror(node: &str, pod: &Value) -> Option<String> {
             "node \"{node}\" can not create pods that reference persistentvolumeclaims"
         ));
     }
+    let spec = &pod["spec"];
+    let names = |field: &str| !object::text(spec, &[field]).is_empty();
+    if names("serviceAccountName") || names("serviceAccount") || authorize::wants_token(spec) {
+        return Some(format!(
+            "node \"{node}\" can not create pods that reference a service account"
+        ));
+    }
     ["secrets", "configmaps"]
         .into_iter()
         .find(|kind| authorize::refers_to_any(&pod["spec"], kind))
@@ -262,7 +355,7 @@ pub(super) fn default_account(namespace: &str) -> Write {
     let account = json!({
         "kind": "ServiceAccount", "apiVersion": "v1",
         "metadata": {
-            "name": "default", "namespace": namespace, "uid": super::create::new_uid(),
+            "name": DEFAULT_ACCOUNT, "namespace": namespace, "uid": super::create::new_uid(),
             "creationTimestamp": object::now_text(),
         },
     });

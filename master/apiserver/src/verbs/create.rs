@@ -58,7 +58,7 @@ impl Api {
             ));
         }
         let home = self.admit_namespace(target)?;
-        self.give_pull_secrets(target, &mut object);
+        self.admit_service_account(target, &mut object)?;
         self.give_storage_class(target, &mut object)?;
         let prefix = object::meta(&object, "generateName").to_owned();
         let generated = target.name.is_empty() && !prefix.is_empty();
@@ -226,6 +226,6 @@ pub(super) fn new_uid() -> String {
     uuid::Uuid::new_v4().to_string()
 }
 
-fn random() -> u64 {
+pub(super) fn random() -> u64 {
     uuid::Uuid::new_v4().as_u64_pair().0
 }

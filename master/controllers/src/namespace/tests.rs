@@ -79,3 +79,22 @@ async fn every_namespace_has_its_default_account() {
         })
         .await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn every_namespace_says_who_vouches_for_the_api_server() {
+    let world = World::start(&[]).await;
+    let key = ObjectKey::new("ns", api::meta::ROOT_CA_NAME);
+    let shown = |cluster: &FakeCluster| {
+        let map = cluster.object(kinds::config_maps(), &key)?;
+        Some(map["data"].to_string())
+    };
+    let expected = json!({"ca.crt": "test CA"}).to_string();
+    world.until("made", |cluster| shown(cluster).as_ref() == Some(&expected)).await;
+    world.cluster.remove(kinds::config_maps(), &key);
+    world.until("made again", |cluster| shown(cluster).as_ref() == Some(&expected)).await;
+    let mut map = world.cluster.object(kinds::config_maps(), &key).unwrap();
+    map["data"] = json!({"ca.crt": "mine", "more": "x"});
+    world.cluster.update(kinds::config_maps(), map).await.unwrap();
+    world.until("changed", |cluster| shown(cluster).is_some_and(|data| data != expected)).await;
+    world.until("as before", |cluster| shown(cluster).as_ref() == Some(&expected)).await;
+}

@@ -281,3 +281,26 @@ fn a_node_is_lost_after_one_and_a_half_heartbeats() {
     }
     assert_eq!(Profile::parse("LAN"), None);
 }
+
+#[test]
+fn tokens_go_to_the_boot_that_asked_for_them() {
+    use wire::account::{PODS_MAX, PodTokensV1, TokensV1, TokensWantedV1};
+    let mut node = connected();
+    let boot_id = hello(1, 1, EPOCH, 10).boot_id;
+    let pods = vec![[1; 16]; PODS_MAX + 1];
+    let asked = encode(&TokensWantedV1 { boot_id, pods: pods.clone() });
+    let wanted = Output::Tokens { boot_id, pods: pods[1..].to_vec() };
+    assert_eq!(receive(&mut node, 1, &asked), (Vec::new(), vec![wanted]));
+    let made = vec![PodTokensV1 { pod: [1; 16], tokens: vec![], problem: "none".into() }];
+    node.tokens_made([0xee; 16], made.clone());
+    node.tokens_made(boot_id, Vec::new());
+    assert_eq!(work(&mut node, 1), (Vec::new(), Vec::new()));
+    node.tokens_made(boot_id, made.clone());
+    let expected = Message::Tokens(TokensV1 { boot_id, pods: made.clone() });
+    assert_eq!(work(&mut node, 1).0, [expected]);
+    // A node that has not said hello is asked to, and one that is gone gets nothing.
+    node.disconnected();
+    node.tokens_made(boot_id, made);
+    let (sent, told) = receive(&mut node, 2, &asked);
+    assert!(told.is_empty() && matches!(sent.as_slice(), [Message::Command(_)]), "{sent:?}");
+}

@@ -5,6 +5,7 @@
 //! command ──► dial, ticket ──► logs          lines of a file
 //!                              command       exec and attach: streams of a process
 //!                              forward       connections into the pod's network
+//!                              usage         processor and memory, measured now
 //! ```
 //!
 //! Each stream has a connection of its own, so that none delays a heartbeat or
@@ -13,6 +14,7 @@
 mod command;
 mod forward;
 mod frames;
+mod usage;
 
 use std::io;
 use std::path::PathBuf;
@@ -109,6 +111,7 @@ impl Streams {
                 Ok(network) => forward::serve(network, connection).await,
                 Err(why) => end(connection, why).await,
             },
+            StreamV1::Usage => usage::serve(&self.folders, &self.board, connection).await,
         }
     }
 

@@ -46,6 +46,10 @@ mod sim;
 #[cfg(test)]
 mod static_pods;
 #[cfg(test)]
+mod terminals;
+#[cfg(test)]
 mod tidy;
+#[cfg(test)]
+mod top;
 #[cfg(test)]
 mod workloads;

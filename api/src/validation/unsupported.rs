@@ -28,8 +28,6 @@ pub struct Unsupported {
 enum When {
     /// It is there and not empty.
     Set,
-    /// It is `true`.
-    True,
     /// It is `false`.
     False,
     /// It is a text other than these.
@@ -81,7 +79,6 @@ const CONTAINER_REFUSED: &[Line] = &[
 const CONTAINER_WARNED: &[Line] = &[
     ("restartPolicyRules", When::Set, "only restartPolicy counts"),
     ("resizePolicy", When::Set, "resources change with a new pod only"),
-    ("tty", When::True, "there is no terminal"),
     ("resources.claims", When::Set, "devices are requested as resources"),
     ("resources.limits.ephemeral-storage", When::Set, "disk use is not limited"),
     ("resources.requests.ephemeral-storage", When::Set, "disk use is not counted"),
@@ -181,7 +178,6 @@ fn applies(from: &Fields, field: &str, when: When) -> bool {
             Value::Number(number) => number.as_i64() != Some(0),
             Value::Bool(_) => true,
         },
-        When::True => value == &Value::Bool(true),
         When::False => value == &Value::Bool(false),
         When::NotOneOf(allowed) => {
             value.as_str().is_some_and(|text| !text.is_empty() && !allowed.contains(&text))

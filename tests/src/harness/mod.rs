@@ -15,6 +15,7 @@ pub(crate) mod pods;
 pub(crate) mod process;
 pub(crate) mod programs;
 pub(crate) mod registry;
+pub(crate) mod terminal;
 pub(crate) mod wait;
 
 use std::fs;

@@ -100,11 +100,13 @@ impl Streams {
                 logs::serve(&self.logs, &self.board, &request, connection).await
             }
             StreamV1::Exec(request) => match self.exec(request).await {
-                Ok(handle) => command::serve(handle, connection).await,
+                Ok(handle) => command::serve(handle, connection, StreamEndV1::Exited).await,
                 Err(why) => end(connection, why).await,
             },
             StreamV1::Attach(request) => match self.attach(&request).await {
-                Ok(handle) => command::serve(handle, connection).await,
+                // How the container ended is in the pod's status: to clients, another
+                // end than a good one is a failure to attach.
+                Ok(handle) => command::serve(handle, connection, |_| StreamEndV1::Done).await,
                 Err(why) => end(connection, why).await,
             },
             StreamV1::PortForward(request) => match self.network_of(&request) {

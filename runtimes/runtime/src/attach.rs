@@ -447,12 +447,8 @@ impl Streams {
             let mut sized = true;
             loop {
                 let message = tokio::select! {
-                    n = input.read(&mut bytes[1..]), if *input_open => {
-                        let n = n.unwrap_or(0);
-                        bytes[0] = if n == 0 { STDIN_END } else { STDIN };
-                        *input_open = n > 0;
-                        bytes[..=n].to_vec()
-                    }
+                    // What is typed after a change of size comes after it.
+                    biased;
                     changed = sizes.changed(), if sized => match changed {
                         Ok(()) => resize_message(*sizes.borrow_and_update()).to_vec(),
                         Err(_) => {
@@ -460,6 +456,12 @@ impl Streams {
                             continue;
                         }
                     },
+                    n = input.read(&mut bytes[1..]), if *input_open => {
+                        let n = n.unwrap_or(0);
+                        bytes[0] = if n == 0 { STDIN_END } else { STDIN };
+                        *input_open = n > 0;
+                        bytes[..=n].to_vec()
+                    }
                     else => return std::future::pending().await,
                 };
                 let send = || -> io::Result<usize> {

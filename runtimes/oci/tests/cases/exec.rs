@@ -181,23 +181,26 @@ tests! {
         let mut handle = runtime.attach("pod-a-0", true).await.unwrap();
         assert!(handle.stderr.is_none());
         handle.resize(WindowSize { columns: 120, rows: 40 }).unwrap();
-        let text = read_until(&mut handle, "40 120\r\n").await;
-        assert!(!text.contains("ready"), "{text}");
         handle.stdin.as_mut().unwrap().write_all(b"hello\n").await.unwrap();
         let text = read_until(&mut handle, "got hello\r\n").await;
-        assert!(text.starts_with("hello\r\n"), "typed text is echoed: {text}");
+        assert!(text.contains("40 120\r\n") && !text.contains("ready"), "{text}");
+        assert!(text.contains("hello\r\n"), "typed text is echoed: {text}");
         assert_eq!(handle.wait().await.unwrap(), 4);
         // All that was written before the end, also what nobody had read by then.
         assert!(in_log(" stdout F 2000\r\n"));
         runtime.remove("pod-a-0").await.unwrap();
 
-        // ^C is a signal; and without stdin, nothing is typed.
-        let mut spec = machine.sh("a", "echo ready; exec sleep 1000");
+        // Control-C is a signal to what runs in it. (Process 1 alone would not mind.)
+        let mut spec = machine.sh("a", "trap 'exit 9' INT; echo ready; sleep 1000");
         spec.stdio = runtime::Stdio { stdin: true, stdin_once: false, tty: true };
+        fs::remove_file(&log).unwrap();
+        let log = spec.log.clone();
         let runtime = start(machine, spec).await;
+        let in_log = |text: &str| fs::read_to_string(&log).unwrap_or_default().contains(text);
+        until("it is ready", || in_log("ready")).await;
         let mut handle = runtime.attach("pod-a-0", true).await.unwrap();
         handle.stdin.as_mut().unwrap().write_all(b"\x03").await.unwrap();
-        assert_eq!(handle.wait().await.unwrap(), 130);
+        assert_eq!(handle.wait().await.unwrap(), 9);
         runtime.remove("pod-a-0").await.unwrap();
     }
 

@@ -481,7 +481,7 @@ fn relay_until_exit(
             let waits = tee.waits();
             // In the place of a stream that has ended stands the container, once more.
             let source = |relay: usize| {
-                let source = relays[relay].source().unwrap_or(pidfd.as_fd());
+                let source = relays[relay].source().unwrap_or_else(|| pidfd.as_fd());
                 PollFd::from_borrowed_fd(source, PollFlags::IN)
             };
             let mut fds = vec![PollFd::new(pidfd, PollFlags::IN), source(0), source(1)];

@@ -13,6 +13,7 @@ mod client;
 mod numbers;
 mod proc;
 mod report;
+mod rival;
 mod world;
 
 use std::future::Future;
@@ -37,7 +38,7 @@ enum Number {
     /// From the creation of a pod to Running, as a watch sees it; images present
     Apply {
         /// Pods of each kind
-        #[arg(long, default_value_t = 60)]
+        #[arg(long, default_value_t = 100)]
         pods: usize,
         /// CPU request of each pod, which is its weight beside what else runs here
         #[arg(long, default_value = "1")]
@@ -104,6 +105,14 @@ enum Number {
         #[arg(long, default_value_t = 16)]
         mebibytes: usize,
     },
+    /// A command in a container and a container's log, beside runc and a pipe
+    Reach {
+        #[arg(long, default_value_t = 100)]
+        commands: usize,
+        /// Size of the log, in MB
+        #[arg(long, default_value_t = 100)]
+        megabytes: usize,
+    },
     /// Removes what a run that was killed has left
     Clean,
 }
@@ -147,6 +156,9 @@ fn main() -> anyhow::Result<()> {
         Number::PullCut { mebibytes } => {
             in_world(&name, async move |world| numbers::pull_cut::measure(world, mebibytes).await)?
         }
+        Number::Reach { commands, megabytes } => in_world(&name, async move |world| {
+            numbers::reach::measure(world, commands, megabytes).await
+        })?,
         Number::Clean => {}
     }
     report::end();

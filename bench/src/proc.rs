@@ -38,6 +38,26 @@ pub(crate) fn cpu_time(pid: u32) -> Duration {
     Duration::from_millis((ticks(11) + ticks(12)) * 10)
 }
 
+/// How often the threads of a process went to sleep of themselves, which is how
+/// often they were woken.
+pub(crate) fn wake_ups(pid: u32) -> u64 {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    tasks
+        .map(|task| {
+            let text = read(task.path().join("status"));
+            let line = text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            line.and_then(|count| count.trim().parse::<u64>().ok()).unwrap_or(0)
+        })
+        .sum()
+}
+
+/// Bytes that a process has caused to be written to a disk.
+pub(crate) fn disk_bytes(pid: u32) -> u64 {
+    let text = read(format!("/proc/{pid}/io"));
+    let line = text.lines().find_map(|line| line.strip_prefix("write_bytes:"));
+    line.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
+}
+
 /// Every process but this one whose command line or cgroup holds one of `needles`.
 pub(crate) fn find(needles: &[String]) -> Vec<u32> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };

@@ -226,7 +226,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     let folder_watch = manifests::watch(settings.manifests, identity.node.clone(), manifests_to);
     tasks.spawn(until(stop.clone(), folder_watch));
     let changes = Changes { short: conditions, manifests: manifests.clone() };
-    let looking = look(folders.clone(), network, Arc::clone(&images), link, info, changes);
+    let looking = look(folders.clone(), Arc::clone(&network), Arc::clone(&images), link, info, changes);
     tasks.spawn(until(stop.clone(), looking));
     tasks.spawn(until(stop.clone(), image_gc::run(Arc::clone(&images))));
     tasks.spawn(until(stop.clone(), prepull::run(images, first, sets)));
@@ -238,6 +238,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     if tokio::time::timeout(SHUTDOWN_GRACE, tasks.wait()).await.is_err() {
         tracing::warn!(n_tasks = tasks.len(), "some parts did not stop in time");
     }
+    network.close().await;
     // The last thing: the next agent may come in.
     drop(locks);
     Ok(())

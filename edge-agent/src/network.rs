@@ -199,7 +199,6 @@ impl Network {
         })
         .await?;
         self.state().leases.remove(uid);
-        self.close_the_way().await;
         Ok(())
     }
 
@@ -213,7 +212,7 @@ impl Network {
         let removed =
             blocking(move || links::remove_others(&prefix, |name| keep.iter().any(|k| k == name)))
                 .await?;
-        self.close_the_way().await;
+        self.close().await;
         Ok(removed)
     }
 
@@ -249,8 +248,10 @@ impl Network {
         self.state().masquerade_error = result.err().map(|error| error.to_string());
     }
 
-    /// Removes the rule once no pod is left.
-    async fn close_the_way(&self) {
+    /// Removes the rule where no pod is left, for an agent that begins or ends. In
+    /// between it stays: a change of rules waits for the whole kernel, up to tens of
+    /// milliseconds, and the next pod would need it again.
+    pub async fn close(&self) {
         let mut rules = self.rules.lock().await;
         if !self.state().leases.is_empty() {
             return;

@@ -217,8 +217,10 @@ impl Node {
         self.reports.complete();
     }
 
-    /// What the node is changed: the master learns it with a new hello.
-    pub fn info_changed(&mut self, now: Duration, info: NodeInfoV1) {
+    /// What the node is changed: the master learns it with a new hello. The address
+    /// stays what [`Self::set_address`] made it.
+    pub fn info_changed(&mut self, now: Duration, mut info: NodeInfoV1) {
+        info.address.clone_from(&self.info.address);
         if self.info != info {
             self.info = info;
             self.say_hello_soon(now);

@@ -13,9 +13,10 @@ const COMPONENT: &str = "pinnace-agent";
 
 /// The words a node may give as reason: an Event's reason is for programs, so a
 /// node cannot make up its own.
-const REASONS: [&str; 27] = [
+const REASONS: [&str; 30] = [
     "BackOff",
     "Created",
+    "DeadlineExceeded",
     "Evicted",
     "EvictionThresholdMet",
     "DiskFull",
@@ -36,9 +37,11 @@ const REASONS: [&str; 27] = [
     "OOMKilling",
     "Pulled",
     "Pulling",
+    "PrivilegedForbidden",
     "Rebooted",
     "SandboxChanged",
     "Started",
+    "SysctlForbidden",
     "Starting",
     "Unhealthy",
 ];

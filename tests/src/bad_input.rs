@@ -73,19 +73,19 @@ fn a_field_that_bears_on_security_is_refused_and_any_other_is_warned_of() {
     assert!(message.contains("spec.containers[0].securityContext.seLinuxOptions"), "{message}");
 
     let mut pod = plain();
-    pod["spec"]["containers"][0]["livenessProbe"] =
-        json!({"exec": {"command": ["true"]}, "periodSeconds": 5});
+    pod["spec"]["volumes"] =
+        json!([{"name": "far", "nfs": {"server": "nas.example", "path": "/"}}]);
     let answer = world.api.create(PODS, &pod);
     assert_eq!(answer.status, 201, "{}", answer.text);
     let warning = answer.warnings.join("\n");
-    assert!(warning.contains("livenessProbe"), "{warning:?}");
+    assert!(warning.contains("spec.volumes[0].nfs"), "{warning:?}");
     assert!(warning.starts_with("299 "), "{warning:?}");
-    world.event_appears("plain", &["livenessProbe"]);
+    world.event_appears("plain", &["spec.volumes[0].nfs"]);
     // Users see it, too.
     let mut pod = pod;
     pod["metadata"]["name"] = json!("again");
     let out = world.kubectl_with(&["create", "-f", "-"], &pod.to_string());
-    assert!(out.err.contains("Warning:") && out.err.contains("livenessProbe"), "{out}");
+    assert!(out.err.contains("Warning:") && out.err.contains("spec.volumes[0].nfs"), "{out}");
 }
 
 #[test]

@@ -12,6 +12,8 @@ mod bad_input;
 #[cfg(test)]
 mod confinement;
 #[cfg(test)]
+mod cut_off;
+#[cfg(test)]
 mod faults;
 #[cfg(test)]
 mod faults_node;

@@ -80,8 +80,6 @@ const CONTAINER_WARNED: &[Line] = &[
     ("restartPolicyRules", When::Set, "only restartPolicy counts"),
     ("resizePolicy", When::Set, "resources change with a new pod only"),
     ("resources.claims", When::Set, "devices are requested as resources"),
-    ("resources.limits.ephemeral-storage", When::Set, "disk use is not limited"),
-    ("resources.requests.ephemeral-storage", When::Set, "disk use is not counted"),
 ];
 
 /// Sources of a volume that the agent makes.
@@ -314,8 +312,6 @@ mod tests {
                 refused spec.hostUsers: Forbidden: Pinnace cannot do this: user namespaces are not implemented yet
                 refused spec.runtimeClassName: Forbidden: Pinnace cannot do this: use "oci" or "wasm"
                 refused spec.containers[0].securityContext.runAsUser: Forbidden: must not be 0 when `runAsNonRoot` is true
-                warning spec.containers[0].resources.limits.ephemeral-storage: not honoured by Pinnace yet: disk use is not limited
-                warning spec.containers[0].resources.requests.ephemeral-storage: not honoured by Pinnace yet: disk use is not counted
                 warning spec.containers[0].ports[0].hostPort: not honoured by Pinnace yet: the port of the node is not opened
                 warning spec.volumes[1].projected.sources[0].serviceAccountToken: not honoured by Pinnace yet: no token is issued, and the file is not there
                 warning spec.volumes[2].nfs: not honoured by Pinnace yet: the folder stays empty

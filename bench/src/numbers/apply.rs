@@ -1,7 +1,7 @@
 //! From just before a pod is sent to the API server until a watch, open all the
 //! time, shows it Running. One board; the image is on it, since the first pod of
 //! each kind is not counted. One pod at a time, the kinds in turn; the next is
-//! made once the one before is gone. The CPU request is an option, since a pod's
+//! made once the one before is gone; between them a container of `runc` alone. The CPU request is an option, since a pod's
 //! processes have its cgroup's share from early in their start.
 
 use std::time::Duration;
@@ -11,13 +11,16 @@ use futures::StreamExt;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, PostParams, WatchEvent};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::client::{is_running, kube, node_becomes_ready, pod, pods, watch_pods};
 use crate::report::{Samples, note, value};
+use crate::rival::Rival;
 use crate::world::World;
 
 const LIMIT: Duration = Duration::from_secs(60);
+/// The kernel goes on taking the network of the pod before apart, for some 40 ms.
+const PAUSE: Duration = Duration::from_millis(250);
 
 pub(crate) async fn measure(world: &mut World, n_pods: usize, cpu: &str) -> anyhow::Result<()> {
     world.start_registry().await?;
@@ -28,14 +31,19 @@ pub(crate) async fn measure(world: &mut World, n_pods: usize, cpu: &str) -> anyh
     node_becomes_ready(&client, "north").await?;
     let mut times = [Vec::new(), Vec::new()];
     let mut bound = [Vec::new(), Vec::new()];
+    let rival = Rival::new(world.dir(), "pinnace-bench")?;
+    let mut alone = Vec::new();
     for n in 0..=n_pods {
         for (at, kind) in ["oci", "wasm"].iter().enumerate() {
+            sleep(PAUSE).await;
             let time = one(&client, kind, &format!("{kind}-{n}"), cpu).await?;
             if n > 0 {
                 bound[at].push(time.bound);
                 times[at].push(time.running);
             }
         }
+        sleep(PAUSE).await;
+        alone.push(rival.start()?);
     }
     for ((what, bar_p50, bar_p99), (times, bound)) in
         [("OCI", 60.0, 200.0), ("WASM", 20.0, 60.0)].into_iter().zip(times.iter().zip(&bound))
@@ -61,6 +69,12 @@ pub(crate) async fn measure(world: &mut World, n_pods: usize, cpu: &str) -> anyh
             Samples::of_durations(bound).median()
         ));
     }
+    let alone = Samples::of_durations(&alone[1..]);
+    note(&format!(
+        "runc alone, start to its container's first line: p50 {:.1} ms, p99 {:.1} ms",
+        alone.median(),
+        alone.percentile(99)
+    ));
     Ok(())
 }
 

@@ -1,7 +1,8 @@
 //! Bytes on the links of idle nodes: one node of each profile with a pod of each
 //! kind on it, counted in both directions at the node's port on the switch. The
 //! kernel counts whole Ethernet frames: TCP acknowledgements, ARP and IPv6's
-//! neighbour discovery are in.
+//! neighbour discovery are in. And what the agents and the shims cost meanwhile:
+//! processor time, wake-ups, bytes to the disk.
 
 use std::time::Duration;
 
@@ -48,9 +49,11 @@ pub(crate) async fn measure(world: &mut World, seconds: u64) -> anyhow::Result<(
         }
     }
     sleep(SETTLE).await;
+    let used = PROFILES.map(|(_, board, _)| cost(world, board));
     let before = PROFILES.map(|(_, board, _)| count(board));
     sleep(Duration::from_secs(seconds)).await;
     let after = PROFILES.map(|(_, board, _)| count(board));
+    let now = PROFILES.map(|(_, board, _)| cost(world, board));
     for (((profile, _, bar), before), after) in PROFILES.into_iter().zip(before).zip(after) {
         let [bytes, frames] = [0, 1].map(|at| (after[at] - before[at]) as f64);
         let minute = bytes * 60.0 / seconds as f64;
@@ -69,8 +72,41 @@ pub(crate) async fn measure(world: &mut World, seconds: u64) -> anyhow::Result<(
             None => note(&format!("idle link, {profile}: {shown}, no bar")),
         }
     }
+    for ((profile, board, _), (before, now)) in PROFILES.into_iter().zip(used.into_iter().zip(now))
+    {
+        let day = 86_400.0 / seconds as f64;
+        for ((who, before), (_, now)) in before?.into_iter().zip(now?) {
+            let cpu = (now.cpu - before.cpu).as_secs_f64() * day;
+            let wake_ups = (now.wake_ups - before.wake_ups) as f64 / seconds as f64;
+            let disk = (now.disk - before.disk) as f64 * day / 1000.0;
+            let shown = format!(
+                "{cpu:.1} s of processor, {disk:.0} KB to the disk a day, {wake_ups:.2} wake-ups a second"
+            );
+            note(&format!("{profile}, {who} on {board}: {shown}"));
+        }
+    }
     note(&format!("counted for {seconds} s, scaled to a day; Ethernet frames in both directions"));
     Ok(())
+}
+
+/// What a process has used so far.
+#[derive(Debug, Clone, Copy)]
+struct Cost {
+    cpu: Duration,
+    wake_ups: u64,
+    disk: u64,
+}
+
+/// Of a board's agent, and of the shims and guests of its pods together.
+fn cost(world: &World, board: &str) -> anyhow::Result<[(&'static str, Cost); 2]> {
+    let agent = world.agent_pid(board)?;
+    let containers = world.run_dir(board).join("containers").display().to_string();
+    let sum = |pids: &[u32]| Cost {
+        cpu: pids.iter().map(|pid| proc::cpu_time(*pid)).sum(),
+        wake_ups: pids.iter().map(|pid| proc::wake_ups(*pid)).sum(),
+        disk: pids.iter().map(|pid| proc::disk_bytes(*pid)).sum(),
+    };
+    Ok([("the agent", sum(&[agent])), ("shims and guests", sum(&proc::find(&[containers])))])
 }
 
 /// Bytes and frames over a port, both directions.

@@ -8,6 +8,7 @@ pub(crate) mod idle;
 pub(crate) mod memory;
 pub(crate) mod node_lost;
 pub(crate) mod pull_cut;
+pub(crate) mod reach;
 pub(crate) mod sizes;
 pub(crate) mod start;
 pub(crate) mod writes;

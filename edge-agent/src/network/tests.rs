@@ -156,6 +156,7 @@ fn everything_may_be_repeated_and_nothing_is_left() {
             assert_eq!(host.index(&link).await.unwrap(), None);
             assert!(!a.net.exists() && !a.uts.exists() && !a.ipc.exists());
         }
+        again.close().await;
         let rules = std::process::Command::new(masquerade::program().expect("nft is installed"))
             .args(["list", "ruleset"])
             .output()
@@ -177,6 +178,7 @@ fn agents_of_one_machine_keep_out_of_each_others_way() {
         assert_eq!(one.remove_strays(&[UID_A]).await.unwrap(), Vec::<String>::new());
         assert_eq!(one.remove_strays(&[]).await.unwrap(), [one.host_link(&UID_A)]);
         one.detach(&UID_A, &a).await.unwrap();
+        one.close().await;
         let rules = || async {
             let nft = masquerade::program().expect("nft is installed");
             let output =
@@ -189,6 +191,7 @@ fn agents_of_one_machine_keep_out_of_each_others_way() {
         let in_b = inside(&b, || TcpListener::bind((ip_b, 0)).unwrap());
         assert_eq!(peer_seen(&in_b, connect), IpAddr::V4("10.99.2.1".parse().unwrap()));
         two.detach(&UID_B, &b).await.unwrap();
+        two.close().await;
         assert_eq!(rules().await, "");
     });
 }

@@ -417,6 +417,29 @@ fn events_wait_for_a_report_and_the_oldest_are_dropped() {
 }
 
 #[test]
+fn a_changed_node_says_so_once_and_keeps_the_address_of_its_link() {
+    let mut node = connected();
+    uptodate(&mut node);
+    node.set_address("10.0.0.7".into());
+    let hellos = |node: &mut Node, now_s| -> Vec<NodeInfoV1> {
+        let messages = sent(node, now_s).into_iter();
+        messages
+            .filter_map(
+                |message| if let Message::Hello(hello) = message { Some(hello.info) } else { None },
+            )
+            .collect()
+    };
+    let info = NodeInfoV1 { os_image: "new".into(), ..NodeInfoV1::default() };
+    node.info_changed(at(2), info.clone());
+    let told = hellos(&mut node, 10);
+    assert_eq!(told.len(), 1);
+    assert_eq!((told[0].os_image.as_str(), told[0].address.as_str()), ("new", "10.0.0.7"));
+    uptodate(&mut node);
+    node.info_changed(at(20), info);
+    assert_eq!(hellos(&mut node, 21), []);
+}
+
+#[test]
 fn nothing_is_sent_while_the_link_is_down() {
     let mut node = connected();
     node.disconnected();

@@ -40,10 +40,13 @@ pub(super) fn namespace(run: &Path) -> PathBuf {
 /// # Errors
 /// It cannot be started.
 pub fn ensure(run: &Path, cgroup: &str) -> Result<(), SandboxError> {
+    let failed = |error: io::Error| SandboxError::Processes(error.to_string());
+    // Containers of a pod are made at the same time, and ask for it together.
+    let folder = File::open(run).map_err(failed)?;
+    folder.lock().map_err(failed)?;
     if is_alive(run) {
         return Ok(());
     }
-    let failed = |error: io::Error| SandboxError::Processes(error.to_string());
     let_go(run).map_err(failed)?;
     let output = Command::new("/proc/self/exe")
         .arg("pause")

@@ -15,6 +15,7 @@ pub(crate) mod pods;
 pub(crate) mod process;
 pub(crate) mod programs;
 pub(crate) mod registry;
+pub(crate) mod relay;
 pub(crate) mod terminal;
 pub(crate) mod wait;
 
@@ -187,6 +188,15 @@ impl World {
         &self,
         change: impl FnOnce(&mut ::api::enrolment::EnrolmentToken),
     ) -> String {
+        self.token_for(vec![self.master.node_endpoint()], change)
+    }
+
+    /// A token for a board that reaches the master at these addresses.
+    pub(crate) fn token_for(
+        &self,
+        endpoints: Vec<String>,
+        change: impl FnOnce(&mut ::api::enrolment::EnrolmentToken),
+    ) -> String {
         let kubeconfig: Value =
             serde_json::from_str(&read_lossy(&self.master.kubeconfig())).expect("it is JSON");
         let ca = kubeconfig["clusters"][0]["cluster"]["certificate-authority-data"]
@@ -197,7 +207,6 @@ impl World {
         let mut random = [0; 24];
         let rng = ring::rand::SystemRandom::new();
         ring::rand::SecureRandom::fill(&rng, &mut random).expect("the system has randomness");
-        let endpoints = vec![self.master.node_endpoint()];
         let token = dispatch::enrol::make_token(endpoints, &ca, random);
         let mut record = ::api::enrolment::EnrolmentToken {
             id: token.id.clone(),

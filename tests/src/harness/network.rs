@@ -91,6 +91,24 @@ impl Network {
         must(&format!("ip link set port{number} up"));
     }
 
+    /// So many of a hundred packets between the hub and the boards are lost, in each direction.
+    pub(crate) fn lose(&self, percent: u32) {
+        run(command("nft delete table inet weather"));
+        if percent == 0 {
+            return;
+        }
+        must("nft add table inet weather");
+        for (hook, side) in [("input", "saddr"), ("output", "daddr")] {
+            must(&format!(
+                "nft add chain inet weather {hook} {{ type filter hook {hook} priority 0 ; }}"
+            ));
+            must(&format!(
+                "nft add rule inet weather {hook} ip {side} != {HUB} ip {side} 10.201.0.0/24 \
+                 numgen random mod 100 < {percent} drop"
+            ));
+        }
+    }
+
     /// A board's address.
     pub(crate) fn address(number: u8) -> String {
         format!("10.201.0.{number}")

@@ -12,10 +12,14 @@ use crate::harness::network::Network;
 use crate::harness::pods::name;
 use crate::harness::process::{processes, read_lossy};
 
-/// The shims of a board's agent.
+/// The shims of a board's agent. A guest is a fork of its shim and has its words,
+/// but a name of its own.
 pub(super) fn shims(agent: &Agent) -> Vec<i32> {
     let folder = format!("{}/containers/", agent.run_dir().display());
-    processes(&[&folder]).into_iter().filter(|pid| words(*pid).any(|word| word == "shim")).collect()
+    let mut found = processes(&[&folder]);
+    let comm = |pid: i32| read_lossy(Path::new(&format!("/proc/{pid}/comm")));
+    found.retain(|pid| words(*pid).any(|word| word == "shim") && comm(*pid) != "wasm-guest\n");
+    found
 }
 
 fn words(pid: i32) -> impl Iterator<Item = String> {

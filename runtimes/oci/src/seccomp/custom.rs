@@ -233,7 +233,8 @@ mod tests {
     #[test]
     fn arguments_are_compared_in_full() {
         let high = 1_u64 << 32;
-        let table: [(&str, u64, u64, &[(u64, bool)]); 7] = [
+        type Case<'a> = (&'a str, u64, u64, &'a [(u64, bool)]);
+        let table: [Case<'_>; 7] = [
             ("EQ", 7, 0, &[(7, true), (8, false), (high | 7, false)]),
             ("NE", 7, 0, &[(7, false), (8, true), (high | 7, true)]),
             ("LT", high, 0, &[(high - 1, true), (high, false), (high + 1, false), (0, true)]),

@@ -226,7 +226,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     let folder_watch = manifests::watch(settings.manifests, identity.node.clone(), manifests_to);
     tasks.spawn(until(stop.clone(), folder_watch));
     let changes = Changes { short: conditions, manifests: manifests.clone() };
-    let looking = look(folders.clone(), Arc::clone(&network), Arc::clone(&images), link, info, changes);
+    let looking =
+        look(folders.clone(), Arc::clone(&network), Arc::clone(&images), link, info, changes);
     tasks.spawn(until(stop.clone(), looking));
     tasks.spawn(until(stop.clone(), image_gc::run(Arc::clone(&images))));
     tasks.spawn(until(stop.clone(), prepull::run(images, first, sets)));

@@ -56,6 +56,8 @@ pub(crate) enum Command {
     Attach(Attach),
     Cp(Copy),
     PortForward(PortForward),
+    #[command(subcommand)]
+    Top(Top),
     Scale(Scale),
     #[command(subcommand)]
     Rollout(Rollout),
@@ -272,7 +274,7 @@ pub(crate) struct Exec {
 
 /// Show what a container writes from now on, and write to it.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  pinnace attach web-1\n  pinnace attach -i shell-1")]
+#[command(after_help = "Examples:\n  pinnace attach web-1\n  pinnace attach -it shell-1")]
 pub(crate) struct Attach {
     /// The pod.
     #[arg(value_name = "POD")]
@@ -283,6 +285,9 @@ pub(crate) struct Attach {
     /// Send standard input to the container, which must have `stdin: true`.
     #[arg(short = 'i', long)]
     pub(crate) stdin: bool,
+    /// Use the container's terminal; it must have `tty: true`.
+    #[arg(short, long)]
+    pub(crate) tty: bool,
 }
 
 /// Copy files into or out of a container that has `tar`.
@@ -317,6 +322,56 @@ pub(crate) struct PortForward {
     /// Where to listen.
     #[arg(long, value_name = "IP", default_value = "localhost")]
     pub(crate) address: String,
+}
+
+/// Show what nodes or pods use now.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Top {
+    /// Processor and memory of nodes, and their share of what the node has.
+    #[command(visible_alias = "node", visible_alias = "no")]
+    Nodes(TopNodes),
+    /// Processor and memory of pods.
+    #[command(visible_alias = "pod", visible_alias = "po")]
+    Pods(TopPods),
+}
+
+/// By what `top` sorts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum TopOrder {
+    Cpu,
+    Memory,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TopNodes {
+    /// Only this node.
+    #[arg(value_name = "NODE", conflicts_with = "selector")]
+    pub(crate) name: Option<String>,
+    /// Only nodes with these labels.
+    #[arg(short = 'l', long, value_name = "LABELS")]
+    pub(crate) selector: Option<String>,
+    /// The largest first, instead of by name.
+    #[arg(long, value_name = "WHAT")]
+    pub(crate) sort_by: Option<TopOrder>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TopPods {
+    /// Only this pod.
+    #[arg(value_name = "POD", conflicts_with_all = ["selector", "all_namespaces"])]
+    pub(crate) name: Option<String>,
+    /// Only pods with these labels.
+    #[arg(short = 'l', long, value_name = "LABELS")]
+    pub(crate) selector: Option<String>,
+    /// Of all namespaces.
+    #[arg(short = 'A', long)]
+    pub(crate) all_namespaces: bool,
+    /// Show each container.
+    #[arg(long)]
+    pub(crate) containers: bool,
+    /// The largest first, instead of by name.
+    #[arg(long, value_name = "WHAT")]
+    pub(crate) sort_by: Option<TopOrder>,
 }
 
 /// Set how many pods a workload has.

@@ -14,6 +14,7 @@ mod reach;
 mod rollout;
 mod scale;
 mod token;
+mod top;
 mod version;
 
 use std::process::ExitCode;
@@ -60,6 +61,7 @@ async fn rest(global: Global, command: Command) -> anyhow::Result<()> {
         Command::Describe(arguments) => describe::run(&cluster, &arguments).await,
         Command::Delete(arguments) => delete::run(&cluster, &arguments).await,
         Command::Logs(arguments) => logs::run(&cluster, &arguments).await,
+        Command::Top(command) => top::run(&cluster, &command).await,
         Command::Scale(arguments) => scale::run(&cluster, &arguments).await,
         Command::Rollout(command) => rollout::run(&cluster, &command).await,
         Command::Node(command) => node::run(&cluster, &command).await,

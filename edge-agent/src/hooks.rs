@@ -352,8 +352,12 @@ impl Hooks {
                 unmasked_proc: container.security.unmasked_proc,
                 devices,
             },
-            stdio: Stdio { stdin: container.stdio.stdin, stdin_once: container.stdio.stdin_once },
-            sandbox: sandbox::of(pod, &dirs),
+            stdio: Stdio {
+                stdin: container.stdio.stdin,
+                stdin_once: container.stdio.stdin_once,
+                tty: container.stdio.tty,
+            },
+            sandbox: sandbox_of(context, container, &dirs).map_err(create)?,
             cgroup: format!("{cgroup}/{name}-{attempt}"),
             log,
         };
@@ -449,6 +453,30 @@ impl Hooks {
 fn http_port(container: &ContainerV1) -> u16 {
     let of_tcp = container.ports.iter().find(|port| port.protocol == ProtocolV1::Tcp);
     of_tcp.map_or(8080, |port| port.port)
+}
+
+/// The pod's namespaces as a container joins them: with the processes of the
+/// container that it looks into, where it names one and the pod does not share them.
+fn sandbox_of(
+    context: &Context,
+    container: &ContainerV1,
+    dirs: &PodDirs,
+) -> Result<runtime::Sandbox, String> {
+    let pod = &*context.desired.pod;
+    let mut sandbox = sandbox::of(pod, dirs);
+    let target = &container.target;
+    if target.is_empty() || sandbox.pid != runtime::PidNamespace::Own {
+        return Ok(sandbox);
+    }
+    match context.state.container(target).map(|target| &target.run) {
+        Some(Run::Running { attempt, .. }) => {
+            let id = id::container_id(&pod.uid, target, *attempt);
+            sandbox.pid = runtime::PidNamespace::Container(id);
+            Ok(sandbox)
+        }
+        Some(_) => Err(format!("target container {target:?} does not run")),
+        None => Err(format!("unable to find target container {target:?}")),
+    }
 }
 
 /// What the container is asked to stop with: what the manifest says, else the

@@ -180,6 +180,7 @@ pub fn drive(
         tokens: tokens_sender,
         start: Instant::now(),
         session: None,
+        keep_alive: Duration::ZERO,
         up_since: None,
         attempt: 0,
         connect_at: Instant::now(),
@@ -198,6 +199,8 @@ struct Driver<L> {
     tokens: watch::Sender<Arc<Table>>,
     start: Instant,
     session: Option<Session>,
+    /// What the session was opened with.
+    keep_alive: Duration,
     up_since: Option<Instant>,
     attempt: u32,
     connect_at: Instant,
@@ -208,8 +211,21 @@ impl<L: Link> Driver<L> {
         let mut requests_open = true;
         loop {
             self.perform();
+            let keep_alive = keep_alive(self.node.heartbeat_every());
+            if self.up_since.is_some() && keep_alive != self.keep_alive {
+                // A set has changed how often the node is heard from. MQTT agrees on the
+                // time between pings when it connects, and pings cost more than all else.
+                tracing::info!(
+                    seconds = keep_alive.as_secs(),
+                    "connecting anew with another time between pings"
+                );
+                self.goodbye().await;
+                self.node.disconnected();
+                self.up_since = None;
+                self.connect_at = Instant::now();
+            }
             if self.session.is_none() && Instant::now() >= self.connect_at {
-                let keep_alive = keep_alive(self.node.heartbeat_every());
+                self.keep_alive = keep_alive;
                 let attempt = usize::try_from(self.attempt).unwrap_or(usize::MAX);
                 self.session = Some(self.link.open(attempt, self.node.will(), keep_alive));
             }
@@ -312,8 +328,8 @@ impl<L: Link> Driver<L> {
     }
 
     /// Ends the connection in order, so that the master does not take it for lost.
-    async fn goodbye(self) {
-        let Some(Session { mut events, messages, tasks }) = self.session else { return };
+    async fn goodbye(&mut self) {
+        let Some(Session { mut events, messages, tasks }) = self.session.take() else { return };
         drop(messages);
         let ended = async {
             while let Some(event) = events.recv().await {

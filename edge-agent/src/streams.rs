@@ -5,6 +5,7 @@
 //! command ──► dial, ticket ──► logs          lines of a file
 //!                              command       exec and attach: streams of a process
 //!                              forward       connections into the pod's network
+//!                              usage         processor and memory, measured now
 //! ```
 //!
 //! Each stream has a connection of its own, so that none delays a heartbeat or
@@ -13,6 +14,7 @@
 mod command;
 mod forward;
 mod frames;
+mod usage;
 
 use std::io;
 use std::path::PathBuf;
@@ -98,17 +100,20 @@ impl Streams {
                 logs::serve(&self.logs, &self.board, &request, connection).await
             }
             StreamV1::Exec(request) => match self.exec(request).await {
-                Ok(handle) => command::serve(handle, connection).await,
+                Ok(handle) => command::serve(handle, connection, StreamEndV1::Exited).await,
                 Err(why) => end(connection, why).await,
             },
             StreamV1::Attach(request) => match self.attach(&request).await {
-                Ok(handle) => command::serve(handle, connection).await,
+                // How the container ended is in the pod's status: to clients, another
+                // end than a good one is a failure to attach.
+                Ok(handle) => command::serve(handle, connection, |_| StreamEndV1::Done).await,
                 Err(why) => end(connection, why).await,
             },
             StreamV1::PortForward(request) => match self.network_of(&request) {
                 Ok(network) => forward::serve(network, connection).await,
                 Err(why) => end(connection, why).await,
             },
+            StreamV1::Usage => usage::serve(&self.folders, &self.board, connection).await,
         }
     }
 

@@ -36,7 +36,8 @@ use crate::node_events::NodeEvents;
 use crate::nodes::{self, Liveness};
 use crate::pki::{Pki, write_private};
 use crate::streams::Streams;
-use crate::{clock, kubeconfig, registry};
+use crate::usage::Usage;
+use crate::{clock, kubeconfig, registry, usage};
 
 /// Commands that wait for the node task.
 const COMMANDS_WAITING_MAX: usize = 256;
@@ -138,6 +139,8 @@ pub(crate) async fn start(config: Config, shutdown: CancellationToken) -> anyhow
     let streams = Streams::new(commands);
     api.set_log_source(Arc::clone(&streams) as Arc<dyn apiserver::LogSource>);
     api.set_stream_source(Arc::clone(&streams) as Arc<dyn apiserver::StreamSource>);
+    let usage = Usage::new(api.clone(), Arc::clone(&streams) as Arc<dyn usage::Nodes>);
+    api.set_measured_source(usage);
     let liveness = Arc::new(Liveness::new());
     let recorder =
         start_controllers(&api, &config, registries, &pki, &liveness, &tasks, &shutdown)?;

@@ -13,7 +13,7 @@ mod frames;
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use apiserver::{
@@ -27,6 +27,7 @@ use wire::command::{
     AttachV1, CommandV1, ExecV1, LogsV1, PortForwardV1, StreamEndV1, StreamHelloV1, StreamV1,
 };
 use wire::stream::Frame;
+use wire::usage::{USAGE_BYTES_MAX, UsageV1};
 
 use crate::pki::random;
 
@@ -88,6 +89,24 @@ impl Streams {
         waiter.send(stream).map_err(|_| io::Error::other("nobody waits for the stream any more"))
     }
 
+    /// What `node` uses, measured now.
+    pub(crate) async fn usage(&self, node: &str) -> Result<UsageV1, Status> {
+        let mut stream = self.dial_back(node, StreamV1::Usage).await?;
+        let broken = |error: io::Error| Status::unavailable(format!("node {node}: {error}"));
+        let mut answer = Vec::new();
+        loop {
+            match read_frame(&mut stream).await.map_err(broken)? {
+                LogFrame::Data(bytes) if answer.len() + bytes.len() > USAGE_BYTES_MAX => {
+                    return Err(broken(io::Error::other("it says too much")));
+                }
+                LogFrame::Data(bytes) => answer.extend_from_slice(&bytes),
+                LogFrame::End(StreamEndV1::Done) => break,
+                LogFrame::End(end) => return Err(broken(io::Error::other(format!("{end:?}")))),
+            }
+        }
+        postcard::from_bytes(&answer).map_err(|error| broken(io::Error::other(error)))
+    }
+
     /// Asks `node` to serve `stream` and waits for its connection.
     async fn dial_back(&self, node: &str, stream: StreamV1) -> Result<NodeStream, Status> {
         let ticket: Ticket = random();
@@ -99,9 +118,9 @@ impl Streams {
             }
             waiting.insert(ticket, (node.to_owned(), sender));
         }
-        let result = self.wait(node, CommandV1::OpenStream { ticket, stream }, receiver).await;
-        self.waiting.lock().expect("no panic while it is held").remove(&ticket);
-        result
+        // Also where nobody waits any more: a user may go at any time.
+        let _forget = Forget { streams: self, ticket };
+        self.wait(node, CommandV1::OpenStream { ticket, stream }, receiver).await
     }
 
     async fn wait(
@@ -126,6 +145,19 @@ impl Streams {
                 Err(unreachable("did not answer within 10 s: check that it reaches the node port"))
             }
         }
+    }
+}
+
+/// Takes a ticket back.
+struct Forget<'a> {
+    streams: &'a Streams,
+    ticket: Ticket,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        let waiting = self.streams.waiting.lock();
+        waiting.unwrap_or_else(PoisonError::into_inner).remove(&self.ticket);
     }
 }
 
@@ -255,4 +287,66 @@ fn logs(request: &LogRequest) -> Result<LogsV1, Status> {
         since_ms,
         limit_bytes: request.limit_bytes,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_ticket_goes_with_whoever_waits_for_it() {
+        let (commands, mut commanded) = mpsc::channel(1);
+        let streams = Streams::new(commands);
+        let mut asked = Box::pin(streams.usage("n"));
+        tokio::select! {
+            _ = &mut asked => panic!("nobody has dialled"),
+            command = commanded.recv() => {
+                let (node, command, sent) = command.unwrap();
+                assert_eq!(node, "n");
+                assert!(matches!(command, CommandV1::OpenStream { stream: StreamV1::Usage, .. }));
+                sent.send(true).unwrap();
+            }
+        }
+        assert_eq!(streams.waiting.lock().unwrap().len(), 1);
+        drop(asked);
+        assert!(streams.waiting.lock().unwrap().is_empty());
+    }
+
+    /// What a node says, and what the master makes of it.
+    async fn answered(frames: Vec<Frame>) -> Result<UsageV1, Status> {
+        let (commands, mut commanded) = mpsc::channel(1);
+        let streams = Streams::new(commands);
+        let node = async {
+            let (_, command, sent) = commanded.recv().await.unwrap();
+            let CommandV1::OpenStream { ticket, .. } = command else { panic!("{command:?}") };
+            sent.send(true).unwrap();
+            let (near, mut far) = tokio::io::duplex(1 << 20);
+            let hello = postcard::to_stdvec(&StreamHelloV1 { ticket }).unwrap();
+            let mut bytes = u16::try_from(hello.len()).unwrap().to_le_bytes().to_vec();
+            bytes.extend(hello);
+            frames.iter().for_each(|frame| frame.encode(&mut bytes));
+            tokio::io::AsyncWriteExt::write_all(&mut far, &bytes).await.unwrap();
+            streams.accept("n", Box::new(near)).await.unwrap();
+        };
+        tokio::join!(streams.usage("n"), node).0
+    }
+
+    #[tokio::test]
+    async fn what_a_node_says_of_its_use_is_bounded_and_checked() {
+        let usage = UsageV1 { window_ms: 7, ..UsageV1::default() };
+        let bytes = postcard::to_stdvec(&usage).unwrap();
+        let pieces = bytes.chunks(2).map(|piece| Frame::Stdout(piece.to_vec()));
+        let frames = pieces.chain([Frame::Ping, Frame::End(StreamEndV1::Done)]).collect();
+        assert_eq!(answered(frames).await.unwrap(), usage);
+
+        let endless = vec![Frame::Stdout(vec![0; 16 << 10]); 17];
+        let problem = answered(endless).await.unwrap_err();
+        assert!(problem.message.contains("too much"), "{}", problem.message);
+        let garbage = vec![Frame::Stdout(vec![0xff; 40]), Frame::End(StreamEndV1::Done)];
+        answered(garbage).await.unwrap_err();
+        let failed = StreamEndV1::Failed("no cgroups".into());
+        let problem = answered(vec![Frame::End(failed)]).await.unwrap_err();
+        assert!(problem.message.contains("no cgroups"), "{}", problem.message);
+        answered(vec![Frame::Stdout(vec![1])]).await.unwrap_err();
+    }
 }

@@ -50,8 +50,12 @@ mod sim;
 #[cfg(test)]
 mod static_pods;
 #[cfg(test)]
+mod terminals;
+#[cfg(test)]
 mod tidy;
 #[cfg(test)]
 mod tokens;
+#[cfg(test)]
+mod top;
 #[cfg(test)]
 mod workloads;

@@ -2,12 +2,15 @@
 //! and code that was changed on a board.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
 use crate::harness::World;
 use crate::harness::pods::{self, script};
+use crate::harness::process::Process;
 use crate::harness::programs::guest;
 use crate::harness::wait::{check, until};
 
@@ -54,6 +57,32 @@ fn a_component_answers_requests_on_its_pods_port() {
         assert!(world.log_holds(name, "/\n").starts_with("/\n"));
         world.delete(&format!("/api/v1/namespaces/default/pods/{client_name}"));
         world.delete(&format!("/api/v1/namespaces/default/pods/{name}"));
+    }
+}
+
+#[test]
+fn a_modules_port_is_forwarded() {
+    let world = World::with_nodes(1);
+    world.create_pod(&server(&world, "web", Some(8080)));
+    world.pod_becomes_ready("web");
+    for web_sockets in ["true", "false"] {
+        let log = world.dir().join(format!("forward-{web_sockets}.log"));
+        let mut command = world.kubectl_command();
+        command.env("KUBECTL_PORT_FORWARD_WEBSOCKETS", web_sockets);
+        let forward = Process::start(command.args(["port-forward", "web", ":8080"]), &log);
+        let port: u16 = until("the port is open", || {
+            let log = forward.log();
+            let port = log.split_once("127.0.0.1:").and_then(|(_, rest)| rest.split_once(" -> "));
+            port.and_then(|(port, _)| port.parse().ok()).ok_or(log)
+        });
+        for _ in 0..3 {
+            let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            let head = "Host: web\r\nConnection: close\r\n\r\n";
+            write!(stream, "GET / HTTP/1.1\r\n{head}").unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            assert!(text.contains("Ahoy from /"), "{text}");
+        }
     }
 }
 

@@ -60,6 +60,9 @@ pub enum StreamV1 {
     Attach(AttachV1),
     /// Connections to ports of a pod.
     PortForward(PortForwardV1),
+    /// What the node and its containers use: postcard of [`crate::usage::UsageV1`] as
+    /// standard output, then the end.
+    Usage,
 }
 
 /// A command to run in a container.

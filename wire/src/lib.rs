@@ -30,6 +30,7 @@ pub mod status;
 pub mod stream;
 pub mod token;
 pub mod topic;
+pub mod usage;
 
 pub use signal::signal_number;
 

@@ -47,7 +47,8 @@ fn every_reference_leads_to_a_schema() {
 
 #[test]
 fn every_resource_can_be_explained_and_patched() {
-    for resource in all() {
+    // Metrics are only read, and in none of the published definitions.
+    for resource in all().iter().filter(|resource| resource.group != "metrics.k8s.io") {
         let (group, version) = (resource.group, resource.version);
         let document = document(group, version);
         let gvk = json!({"group": group, "kind": resource.kind, "version": version});

@@ -15,6 +15,8 @@ pub const ALL_VERBS: &[Verb] = &[
 ];
 /// What a review answers to.
 pub const REVIEW_VERBS: &[Verb] = &[Verb::Create];
+/// What is measured when it is asked for.
+const MEASURED_VERBS: &[Verb] = &[Verb::Get, Verb::List];
 /// As [`ALL_VERBS`]; a collection of namespaces cannot be deleted at once.
 const NAMESPACE_VERBS: &[Verb] =
     &[Verb::Create, Verb::Delete, Verb::Get, Verb::List, Verb::Patch, Verb::Update, Verb::Watch];
@@ -361,6 +363,38 @@ pub(super) static RESOURCES: &[Resource] = &[
         subresources: &[],
         storage: Storage::Memory,
         strategy: Strategy { create_on_update: true, unconditional_update: false, ..PLAIN },
+        field_selectors: &[],
+    },
+    Resource {
+        group: "metrics.k8s.io",
+        version: "v1beta1",
+        kind: "NodeMetrics",
+        list_kind: "NodeMetricsList",
+        plural: "nodes",
+        singular: "nodemetrics",
+        short_names: &[],
+        categories: &[],
+        namespaced: false,
+        verbs: MEASURED_VERBS,
+        subresources: &[],
+        storage: Storage::Virtual,
+        strategy: PLAIN,
+        field_selectors: &[],
+    },
+    Resource {
+        group: "metrics.k8s.io",
+        version: "v1beta1",
+        kind: "PodMetrics",
+        list_kind: "PodMetricsList",
+        plural: "pods",
+        singular: "podmetrics",
+        short_names: &[],
+        categories: &[],
+        namespaced: true,
+        verbs: MEASURED_VERBS,
+        subresources: &[],
+        storage: Storage::Virtual,
+        strategy: PLAIN,
         field_selectors: &[],
     },
     Resource {

@@ -81,7 +81,6 @@ const CONTAINER_REFUSED: &[Line] = &[
 const CONTAINER_WARNED: &[Line] = &[
     ("restartPolicyRules", When::Set, "only restartPolicy counts"),
     ("resizePolicy", When::Set, "resources change with a new pod only"),
-    ("tty", When::True, "there is no terminal"),
     ("resources.claims", When::Set, "devices are requested as resources"),
 ];
 

@@ -39,10 +39,19 @@ pub(super) async fn exec(cluster: &Cluster, arguments: &Exec) -> anyhow::Result<
 pub(super) async fn attach(cluster: &Cluster, arguments: &Attach) -> anyhow::Result<ExitCode> {
     let pod = pod(cluster, &arguments.pod).await?;
     let container = container(&pod, arguments.container.as_deref())?;
-    let query =
-        session::Query { command: &[], container: &container, stdin: arguments.stdin, tty: false };
+    let has_terminal = ["containers", "initContainers", "ephemeralContainers"]
+        .iter()
+        .flat_map(|list| pod["spec"][*list].as_array().into_iter().flatten())
+        .any(|one| one["name"] == container.as_str() && one["tty"] == true);
+    if arguments.tty && !has_terminal {
+        console::note(format_args!(
+            "Unable to use a TTY - container {container} did not allocate one"
+        ));
+    }
+    let tty = has_terminal && tty(arguments.tty);
+    let query = session::Query { command: &[], container: &container, stdin: arguments.stdin, tty };
     let path = format!("{}/attach", path(cluster, &pod));
-    talk(cluster, &query.path(&path), arguments.stdin, false).await
+    talk(cluster, &query.path(&path), arguments.stdin, tty).await
 }
 
 pub(super) async fn cp(cluster: &Cluster, arguments: &Copy) -> anyhow::Result<ExitCode> {

@@ -13,6 +13,7 @@ struct FarEnd {
     events: mpsc::Sender<LinkEvent>,
     messages: mpsc::Receiver<(Channel, Vec<u8>)>,
     will: Vec<u8>,
+    keep_alive: Duration,
 }
 
 #[derive(Clone)]
@@ -22,11 +23,11 @@ struct Script {
 }
 
 impl Link for Script {
-    fn open(&self, attempt: usize, will: Vec<u8>, _keep_alive: Duration) -> Session {
+    fn open(&self, attempt: usize, will: Vec<u8>, keep_alive: Duration) -> Session {
         let (event_sender, events) = mpsc::channel(8);
         let (messages, message_receiver) = mpsc::channel(8);
         self.attempts.lock().unwrap().push(attempt);
-        let end = FarEnd { events: event_sender, messages: message_receiver, will };
+        let end = FarEnd { events: event_sender, messages: message_receiver, will, keep_alive };
         self.opened.try_send(end).unwrap();
         Session { events, messages, tasks: JoinSet::new() }
     }
@@ -154,6 +155,40 @@ async fn a_master_that_never_answers_is_given_up_and_dialled_again() {
         while matches!(next.next().await, Message::Heartbeat(_)) {}
     });
     assert!(quiet.await.is_err(), "answered, so only heartbeats follow");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_set_that_changes_the_time_between_pings_is_followed_by_one_new_connection() {
+    let mut setup = start();
+    let mut first = setup.opened.recv().await.unwrap();
+    first.up().await;
+    first.next().await;
+    let config = wire::set::NodeConfigV1 {
+        pod_cidr: String::new(),
+        heartbeat_s: 300,
+        artifact_key: [0; 32],
+        hold_unknown: false,
+        image_policies: Vec::new(),
+        prepull: Vec::new(),
+        remove_volumes: Vec::new(),
+        ext: wire::Ext::default(),
+    };
+    let item =
+        wire::set::ItemV1 { uid: [1; 16], generation: 1, body: wire::set::BodyV1::Node(config) };
+    let set = SnapshotV1 { epoch: 5, revision: 9, items: vec![item] };
+    first.send(encode(&set)).await;
+    setup.outputs.sets.changed().await.unwrap();
+    // It ends in order: the queue is closed, and the connection says when it is done.
+    while first.messages.recv().await.is_some() {}
+    first.events.send(LinkEvent::Down("done".into())).await.unwrap();
+
+    let mut second = setup.opened.recv().await.unwrap();
+    assert_eq!((first.keep_alive.as_secs(), second.keep_alive.as_secs()), (50, 1200));
+    second.up().await;
+    assert!(matches!(second.next().await, Message::Hello(_)));
+    setup.handle.applied(5, 9).await;
+    assert!(matches!(second.next().await, Message::Applied(_)));
+    assert!(setup.opened.try_recv().is_err(), "once");
 }
 
 #[tokio::test(start_paused = true)]

@@ -52,7 +52,7 @@ pub fn levels(folders: &Folders) -> Levels {
 }
 
 /// `MemAvailable`: what the kernel reckons programs can get without swapping.
-fn memory(meminfo: &str) -> Option<Level> {
+pub(crate) fn memory(meminfo: &str) -> Option<Level> {
     let of = |name: &str| -> Option<u64> {
         let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
         let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
@@ -190,7 +190,7 @@ fn is_candidate(state: &PodState) -> bool {
 }
 
 /// Memory of a group, or of its processes where the kernel counts none.
-fn memory_used(hierarchies: &Hierarchies, cgroup: &str) -> u64 {
+pub(crate) fn memory_used(hierarchies: &Hierarchies, cgroup: &str) -> u64 {
     hierarchies.memory_used(cgroup).unwrap_or_else(|| {
         let resident = |pid: i32| -> Option<u64> {
             let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;

@@ -34,13 +34,15 @@ const DRAIN_TIMEOUT: Duration = Duration::from_millis(250);
 /// Bytes for the process, or the end of them.
 type Input = Option<Vec<u8>>;
 
-/// Serves a process until it ends, or the connection does.
+/// Serves a process until it ends, or the connection does. `ended` makes the last
+/// message of its exit code.
 ///
 /// # Errors
 /// The other side is gone, or broke the rules.
 pub(super) async fn serve(
     mut handle: ExecHandle,
     stream: impl AsyncRead + AsyncWrite + Unpin,
+    ended: fn(i32) -> StreamEndV1,
 ) -> io::Result<()> {
     let (mut reader, mut writer) = tokio::io::split(stream);
     let (sender, frames) = frames::queue();
@@ -51,7 +53,7 @@ pub(super) async fn serve(
     let stdin = feed(handle.stdin.take(), inputs, sender.clone(), &queued);
     let streams = (handle.stdout.take(), handle.stderr.take());
     let result = {
-        let run = run(&handle, streams, &credits, sender);
+        let run = run(&handle, streams, &credits, sender, ended);
         let read = listen(&mut reader, &handle, &credits, input, &queued);
         let write = frames::pump(frames, &mut writer);
         tokio::pin!(run, read, write, stdin);
@@ -143,6 +145,7 @@ async fn run(
     (stdout, stderr): (Option<ExecReader>, Option<ExecReader>),
     credits: &[watch::Sender<Credit>; 2],
     sender: Sender,
+    ended_with: fn(i32) -> StreamEndV1,
 ) {
     let ended = Arc::new(watch::Sender::new(false));
     let out = copy(stdout, &credits[0], Frame::Stdout, &sender, ended.subscribe());
@@ -154,7 +157,7 @@ async fn run(
     };
     let (exit, (), ()) = tokio::join!(exit, out, err);
     let end = match exit {
-        Ok(code) => StreamEndV1::Exited(code),
+        Ok(code) => ended_with(code),
         Err(error) => StreamEndV1::Failed(chain(&error)),
     };
     let _ = sender.send(Frame::End(end)).await;

@@ -20,6 +20,7 @@ mod http;
 mod identity;
 mod logs;
 mod managed;
+mod measured;
 mod mount;
 mod object;
 mod options;
@@ -37,6 +38,7 @@ pub use identity::{
     AUTHENTICATED, Identity, MASTERS, NODE_USER_PREFIX, NODES, SERVICE_ACCOUNTS, UNAUTHENTICATED,
 };
 pub use logs::{BoxFuture, LogRequest, LogSource, LogStream};
+pub use measured::{MeasuredRequest, MeasuredSource};
 pub use mount::{Mount, MountBody};
 pub use options::{
     DeleteOptions, FieldValidation, ListOptions, PatchKind, Propagation, Selection, VersionMatch,

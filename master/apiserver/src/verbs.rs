@@ -39,6 +39,7 @@ pub use watch::{Watch, WatchEvent};
 use crate::authorize::{Attributes, Authorizer, BuiltIn, Decision};
 use crate::identity::Identity;
 use crate::logs::LogSource;
+use crate::measured::MeasuredSource;
 use crate::options::Selection;
 use crate::status::Status;
 use crate::streams::StreamSource;
@@ -59,6 +60,7 @@ struct Inner {
     logs: OnceLock<Arc<dyn LogSource>>,
     streams: OnceLock<Arc<dyn StreamSource>>,
     tokens: OnceLock<TokenIssuer>,
+    measured: OnceLock<Arc<dyn MeasuredSource>>,
 }
 
 impl fmt::Debug for Api {
@@ -139,6 +141,7 @@ impl Api {
                 logs: OnceLock::new(),
                 streams: OnceLock::new(),
                 tokens: OnceLock::new(),
+                measured: OnceLock::new(),
             }),
         }
     }
@@ -146,6 +149,11 @@ impl Api {
     /// Says where the streams of containers come from. The first one stays.
     pub fn set_stream_source(&self, streams: Arc<dyn StreamSource>) {
         let _ = self.inner.streams.set(streams);
+    }
+
+    /// Says who measures what is not stored. The first one stays.
+    pub fn set_measured_source(&self, measured: Arc<dyn MeasuredSource>) {
+        let _ = self.inner.measured.set(measured);
     }
 
     /// Says where logs of containers come from. The first one stays.

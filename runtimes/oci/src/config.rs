@@ -50,6 +50,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) unified_cgroups: bool,
     /// Device nodes it is given besides the harmless ones.
     pub(crate) devices: &'a [Node],
+    /// The process ids of the container that it is to see.
+    pub(crate) processes: Option<String>,
 }
 
 /// Makes the specification.
@@ -102,7 +104,7 @@ pub(crate) fn runtime_spec(spec: &ContainerSpec, facts: &Facts<'_>) -> Result<Va
         "linux": {
             // Absolute, or libcontainer might ask systemd.
             "cgroupsPath": spec.cgroup,
-            "namespaces": namespaces(spec),
+            "namespaces": namespaces(spec, facts.processes.as_deref()),
             "devices": facts.devices.iter().map(device).collect::<Vec<_>>(),
             "maskedPaths": if shows_all { &[][..] } else { &MASKED },
             "readonlyPaths": if shows_all { &[][..] } else { &READ_ONLY },
@@ -111,12 +113,13 @@ pub(crate) fn runtime_spec(spec: &ContainerSpec, facts: &Facts<'_>) -> Result<Va
 }
 
 /// The container's own namespaces, and the pod's; one that is not named is the host's.
-fn namespaces(spec: &ContainerSpec) -> Vec<Value> {
+fn namespaces(spec: &ContainerSpec, processes: Option<&str>) -> Vec<Value> {
     let sandbox = &spec.sandbox;
     let mut all = vec![json!({ "type": "mount" })];
     match &sandbox.pid {
         PidNamespace::Own => all.push(json!({ "type": "pid" })),
         PidNamespace::Pod(path) => all.push(json!({ "type": "pid", "path": path })),
+        PidNamespace::Container(_) => all.push(json!({ "type": "pid", "path": processes })),
         PidNamespace::Host => {}
     }
     if !spec.security.privileged {
@@ -150,6 +153,9 @@ fn config_error(message: String) -> LaunchError {
 fn environment(spec: &ContainerSpec) -> Result<Vec<String>, LaunchError> {
     let mut all: Vec<(&str, &str)> = vec![("PATH", DEFAULT_PATH)];
     all.push(("HOSTNAME", &spec.sandbox.hostname));
+    if spec.stdio.tty {
+        all.push(("TERM", "xterm"));
+    }
     for (name, value) in &spec.env {
         if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
             return Err(config_error(format!("{name:?} cannot be the name of a variable")));
@@ -275,6 +281,7 @@ pub(crate) mod tests {
             capabilities: &capabilities::Set::new(),
             unified_cgroups: false,
             devices: &[],
+            processes: None,
         };
         runtime_spec(spec, &facts)
     }

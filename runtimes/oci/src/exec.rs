@@ -92,13 +92,7 @@ pub(crate) fn enter(
 ) -> Result<Entered, LaunchError> {
     let (report, theirs) = pipe(spec)?;
     let (go, let_go) = pipe(spec)?;
-    let (console, their_console) = rustix::net::socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .map_err(|e| failed(spec, format!("cannot make a socket: {e}")))?;
+    let (console, their_console) = console(spec)?;
     let plan = plan(spec, dir, inside, request, stdio, theirs, go, their_console)?;
     if let Some(pids) = namespace(inside, "pid").map_err(|e| gone(spec, &e))? {
         nix::sched::setns(&pids, CloneFlags::CLONE_NEWPID)
@@ -146,6 +140,13 @@ fn release(
     fs::File::from(let_go)
         .write_all(b"g")
         .map_err(|e| failed(spec, format!("cannot let the command go: {e}")))
+}
+
+/// A socket for a terminal's master: where it arrives, and where it is sent.
+pub(crate) fn console(spec: &ContainerSpec) -> Result<(OwnedFd, OwnedFd), LaunchError> {
+    let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+    rustix::net::socketpair(family, kind, SocketFlags::CLOEXEC, None)
+        .map_err(|e| failed(spec, format!("cannot make a socket: {e}")))
 }
 
 fn pipe(spec: &ContainerSpec) -> Result<(OwnedFd, OwnedFd), LaunchError> {
@@ -199,6 +200,8 @@ fn plan(
         no_new_privileges: spec.security.no_new_privileges,
         capabilities,
         report: Arc::new(report),
+        // Made before the command has its user, see `prepare`.
+        console: None,
     };
     if request.args.first().is_none_or(String::is_empty) {
         return Err(start_error("you must specify at least one command for the container".into()));
@@ -267,10 +270,7 @@ impl Plan {
         if self.tty {
             self.stdio = terminal(&self.console, self.uid)?;
         }
-        let stdio = &self.stdio;
-        rustix::stdio::dup2_stdin(&stdio.stdin).map_err(|e| said("set its input")(&e))?;
-        rustix::stdio::dup2_stdout(&stdio.stdout).map_err(|e| said("set its output")(&e))?;
-        rustix::stdio::dup2_stderr(&stdio.stderr).map_err(|e| said("set its output")(&e))?;
+        set_streams(&self.stdio)?;
         rustix::process::chdir(self.cwd.as_str())
             .map_err(|e| format!("enter workingDir {:?}: {e}", self.cwd))?;
         if self.env.iter().all(|(name, value)| name != "HOME" || value.is_empty()) {
@@ -309,11 +309,18 @@ pub(crate) fn reset_signals() -> nix::Result<()> {
     unsafe { nix::sys::signal::signal(Signal::SIGPIPE, SigHandler::SigDfl) }.map(drop)
 }
 
-/// Makes a terminal inside the container, and sends its master away.
+/// Makes them the standard streams of this process.
+pub(crate) fn set_streams(stdio: &ExecStdio) -> Result<(), String> {
+    rustix::stdio::dup2_stdin(&stdio.stdin).map_err(|e| format!("set its input: {e}"))?;
+    rustix::stdio::dup2_stdout(&stdio.stdout).map_err(|e| format!("set its output: {e}"))?;
+    rustix::stdio::dup2_stderr(&stdio.stderr).map_err(|e| format!("set its output: {e}"))
+}
+
+/// Makes a terminal inside the container, takes it as this session's, and sends its master away.
 ///
 /// `/dev/pts/ptmx` must be what it seems: the container may have put something
 /// else there, and its master would be opened with our rights.
-fn terminal(console: &OwnedFd, uid: u32) -> Result<ExecStdio, String> {
+pub(crate) fn terminal(console: &OwnedFd, uid: u32) -> Result<ExecStdio, String> {
     use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
     const PTMX: (u32, u32) = (5, 2);
     const DEVPTS_MAGIC: u64 = 0x1cd1;
@@ -355,7 +362,7 @@ fn send(socket: &OwnedFd, descriptor: &OwnedFd) -> rustix::io::Result<()> {
     rustix::net::sendmsg(socket, &[IoSlice::new(b"t")], &mut ancillary, flags).map(drop)
 }
 
-fn receive(socket: &OwnedFd) -> io::Result<OwnedFd> {
+pub(crate) fn receive(socket: &OwnedFd) -> io::Result<OwnedFd> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];

@@ -35,6 +35,8 @@ pub(crate) struct Confined {
     pub(crate) no_new_privileges: bool,
     pub(crate) capabilities: Set,
     pub(crate) report: Arc<OwnedFd>,
+    /// Where the master of the terminal goes, if its streams are one.
+    pub(crate) console: Option<Arc<OwnedFd>>,
 }
 
 /// What the container's process says when it could not become the program.
@@ -115,6 +117,13 @@ impl Confined {
     }
 
     fn become_program(&self, spec: &Spec) -> Failure {
+        // As the container's user, to whom it belongs, and before the filter.
+        if let Some(console) = &self.console
+            && let Err(what) = crate::exec::terminal(console, rustix::process::geteuid().as_raw())
+                .and_then(|stdio| crate::exec::set_streams(&stdio))
+        {
+            return Failure::Confine(what);
+        }
         if let Err(error) = self.confine() {
             return Failure::Confine(error);
         }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use libcontainer::syscall::syscall::SyscallType;
 use rustix::pipe::PipeFlags;
 
 use runtime::cgroup::Hierarchies;
-use runtime::dir::ContainerDir;
+use runtime::dir::{ContainerDir, is_valid_id};
 use runtime::exec::{Admit, Entered};
 use runtime::{
     ContainerSpec, ExecRequest, ExecStdio, LaunchError, Launcher, Pid, PidNamespace, Seccomp,
@@ -35,11 +35,12 @@ impl Launcher for OciLauncher {
         dir: &Path,
         out: OwnedFd,
         err: OwnedFd,
-    ) -> Result<Pid, LaunchError> {
+    ) -> Result<Entered, LaunchError> {
         let Workload::Oci { layers, scratch } = &spec.workload else {
             return Err(failed(spec, "it is not an OCI image"));
         };
         check_sandbox(spec)?;
+        let beside = processes_of(spec, dir)?;
         let (wanted, filter) = confinement(spec)?;
         let nodes = nodes(spec)?;
         // From the host's mounts, so before they are left.
@@ -65,6 +66,7 @@ impl Launcher for OciLauncher {
             capabilities: &given,
             unified_cgroups: hierarchies.unified_root().is_some(),
             devices: &nodes,
+            processes: beside.as_ref().map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd())),
         };
         let bundle = write_bundle(spec, dir, &facts)?;
 
@@ -78,11 +80,18 @@ impl Launcher for OciLauncher {
 
         let (report, theirs) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
             .map_err(|e| failed(spec, format!("cannot make a pipe: {e}")))?;
+        let (console, theirs_of_console) = if spec.stdio.tty {
+            let (ours, theirs) = exec::console(spec)?;
+            (Some(ours), Some(Arc::new(theirs)))
+        } else {
+            (None, None)
+        };
         let confined = Confined {
             filter: filter.map(Arc::new),
             no_new_privileges: spec.security.no_new_privileges,
             capabilities: wanted,
             report: Arc::new(theirs),
+            console: theirs_of_console,
         };
         let mut container = create(spec, dir, &bundle, confined, out, err)
             .map_err(|error| failed(spec, chain(&error)))?;
@@ -108,7 +117,12 @@ impl Launcher for OciLauncher {
             .map_err(|e| failed(spec, format!("cannot write its folder: {e}")))?;
         container.start().map_err(|error| failed(spec, chain(&error)))?;
         match Failure::read(fs::File::from(report)) {
-            None => Ok(Pid(pid.as_raw())),
+            None => {
+                let terminal = console.map(|console| exec::receive(&console)).transpose();
+                let terminal = terminal
+                    .map_err(|e| failed(spec, format!("it has no terminal to give: {e}")))?;
+                Ok(Entered { pid: Pid(pid.as_raw()), terminal })
+            }
             Some(failure) => Err(start_error(spec, &failure)),
         }
     }
@@ -165,7 +179,7 @@ fn check_sandbox(spec: &ContainerSpec) -> Result<(), LaunchError> {
     let own = std::path::PathBuf::new();
     let pid = match &sandbox.pid {
         PidNamespace::Pod(path) => path,
-        PidNamespace::Own | PidNamespace::Host => &own,
+        PidNamespace::Own | PidNamespace::Host | PidNamespace::Container(_) => &own,
     };
     let all = [("net", &sandbox.net), ("ipc", &sandbox.ipc), ("uts", &sandbox.uts), ("pid", pid)];
     for (name, path) in all {
@@ -177,6 +191,17 @@ fn check_sandbox(spec: &ContainerSpec) -> Result<(), LaunchError> {
         }
     }
     Ok(())
+}
+
+/// The process ids of the container that this one is to see, held open: they stay
+/// what they are, whatever becomes of that container meanwhile.
+fn processes_of(spec: &ContainerSpec, dir: &Path) -> Result<Option<OwnedFd>, LaunchError> {
+    let PidNamespace::Container(id) = &spec.sandbox.pid else { return Ok(None) };
+    let beside = dir.parent().filter(|_| is_valid_id(id)).map(|folder| folder.join(id));
+    let beside = beside.ok_or_else(|| failed(spec, format!("{id:?} is no container's id")))?;
+    let namespace = ContainerDir::new(beside).process_namespace();
+    let problem = |e| failed(spec, format!("cannot see the processes of its target {id:?}: {e}"));
+    namespace.map(Some).map_err(problem)
 }
 
 pub(crate) fn failed(spec: &ContainerSpec, what: impl std::fmt::Display) -> LaunchError {

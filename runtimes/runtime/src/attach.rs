@@ -12,6 +12,7 @@
 //! |---|---|---|
 //! | 0 | agent → shim | standard input |
 //! | 1, 2 | shim → agent | standard output, standard error |
+//! | 4 | agent → shim | size of the terminal: u16 columns, u16 rows, little-endian |
 //! | 5 | agent → shim | standard input has ended |
 //!
 //! The shim never waits for a client and keeps nothing for it: what does not
@@ -37,7 +38,7 @@ use crate::ContainerSpec;
 use crate::dir::ContainerDir;
 use crate::exec::{ExecControl, ExecHandle, ExecReader, ExecWriter, WindowSize};
 use crate::log::Stream;
-use crate::{Observed, RuntimeError};
+use crate::{Observed, RuntimeError, terminal};
 
 /// Clients of one container at a time.
 const CLIENTS_MAX: usize = 8;
@@ -53,6 +54,7 @@ const POLL: Duration = Duration::from_millis(20);
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
 const STDERR: u8 = 2;
+const RESIZE: u8 = 4;
 const STDIN_END: u8 = 5;
 
 const SOCKET: &str = "attach.sock";
@@ -62,12 +64,12 @@ pub(crate) const STDIN_FIFO: &str = "in";
 /// The end of standard input that a container gets, if it wants one.
 ///
 /// Where input never ends, it is open for writing too, so that it stays when
-/// the shim and the agent are gone.
+/// the shim and the agent are gone. With a terminal it is that, and not this.
 ///
 /// # Errors
 /// The FIFO cannot be made or opened.
 pub fn container_stdin(spec: &ContainerSpec, dir: &Path) -> io::Result<Option<OwnedFd>> {
-    if !spec.stdio.stdin {
+    if !spec.stdio.stdin || spec.stdio.tty {
         return Ok(None);
     }
     let path = dir.join(STDIN_FIFO);
@@ -85,6 +87,7 @@ pub(crate) struct Tee {
     listener: Option<OwnedFd>,
     clients: Vec<Client>,
     stdin: Option<Stdin>,
+    terminal: Option<OwnedFd>,
     message: Vec<u8>,
 }
 
@@ -116,13 +119,15 @@ impl Tee {
             Ok(listener) => (Some(listener), Ok(())),
             Err(error) => (None, Err(error)),
         };
-        let tee = Self { listener, clients: Vec::new(), stdin: None, message: Vec::new() };
+        let (clients, message) = (Vec::new(), Vec::new());
+        let tee = Self { listener, clients, stdin: None, terminal: None, message };
         (tee, result)
     }
 
     /// Opens the shim's end of standard input, once the container has its own.
     pub(crate) fn open_stdin(&mut self, dir: &ContainerDir, spec: &ContainerSpec) {
-        if !spec.stdio.stdin {
+        // A terminal that this shim has not made is gone with the one that has.
+        if !spec.stdio.stdin || spec.stdio.tty {
             return;
         }
         let once = spec.stdio.stdin_once;
@@ -132,6 +137,15 @@ impl Tee {
             .custom_flags(libc::O_NONBLOCK)
             .open(dir.file(STDIN_FIFO));
         self.stdin = fifo.ok().map(|fifo| Stdin { fifo: fifo.into(), pending: Vec::new(), once });
+    }
+
+    /// Input and sizes go to the container's terminal.
+    pub(crate) fn take_terminal(&mut self, master: OwnedFd, spec: &ContainerSpec) {
+        if spec.stdio.stdin {
+            let fifo = master.try_clone().ok();
+            self.stdin = fifo.map(|fifo| Stdin { fifo, pending: Vec::new(), once: false });
+        }
+        self.terminal = Some(master);
     }
 
     /// What to wait for, in addition to the container itself.
@@ -203,6 +217,12 @@ impl Tee {
                     self.write_stdin();
                 }
             }
+            RESIZE => {
+                let size = bytes[1..n_bytes].try_into().ok().map(size_of);
+                if let (Some(terminal), Some(size)) = (&self.terminal, size) {
+                    let _ = terminal::resize(terminal, size);
+                }
+            }
             STDIN_END => {
                 client.wrote = false;
                 self.end_stdin();
@@ -247,6 +267,8 @@ impl Tee {
             Stream::Stdout => STDOUT,
             Stream::Stderr => STDERR,
         };
+        // A terminal's client has one stream.
+        let aside = if self.terminal.is_some() { STDOUT } else { STDERR };
         self.message.clear();
         self.message.push(channel);
         self.message.extend_from_slice(bytes);
@@ -257,7 +279,7 @@ impl Tee {
                     "[pinnace: {} bytes skipped, this client reads too slowly; the log has them]\r\n",
                     client.skipped
                 );
-                let note = [&[STDERR], note.as_bytes()].concat();
+                let note = [&[aside], note.as_bytes()].concat();
                 if rustix::net::send(&client.socket, &note, flags).is_ok() {
                     client.skipped = 0;
                 }
@@ -269,6 +291,15 @@ impl Tee {
             }
         }
     }
+}
+
+fn size_of([a, b, c, d]: [u8; 4]) -> WindowSize {
+    WindowSize { columns: u16::from_le_bytes([a, b]), rows: u16::from_le_bytes([c, d]) }
+}
+
+fn resize_message(size: WindowSize) -> [u8; 5] {
+    let ([a, b], [c, d]) = (size.columns.to_le_bytes(), size.rows.to_le_bytes());
+    [RESIZE, a, b, c, d]
 }
 
 /// A socket's name may be too long for its address: it is named by the folder's descriptor.
@@ -317,25 +348,30 @@ pub(crate) fn attach(
     let wants_input = stdin && spec.stdio.stdin;
     let (exit_sender, exit) = watch::channel(None);
     let (alive, dropped) = tokio::sync::oneshot::channel::<()>();
+    let (size, sizes) = watch::channel(WindowSize::default());
+    let tty = spec.stdio.tty;
     tokio::spawn(async move {
-        let follow = follow(dir, socket, (out, err, feed), observe, changes, exit_sender);
+        let streams = Streams { out, err, input: feed, input_open: wants_input, sizes };
+        let follow = follow(dir, socket, streams, observe, changes, exit_sender);
         tokio::select! {
             () = follow => {}
             _ = dropped => {}
         }
     });
     let stdin = wants_input.then(|| Box::new(input) as ExecWriter);
-    let streams: (_, Option<ExecReader>, Option<ExecReader>) =
-        (stdin, Some(Box::new(stdout)), Some(Box::new(stderr)));
-    Ok(ExecHandle::new(streams, exit, Box::new(Attached { _alive: alive })))
+    let stderr: Option<ExecReader> = if tty { None } else { Some(Box::new(stderr)) };
+    let streams: (_, Option<ExecReader>, _) = (stdin, Some(Box::new(stdout)), stderr);
+    Ok(ExecHandle::new(streams, exit, Box::new(Attached { _alive: alive, size })))
 }
 
 struct Attached {
     _alive: tokio::sync::oneshot::Sender<()>,
+    size: watch::Sender<WindowSize>,
 }
 
 impl ExecControl for Attached {
-    fn resize(&self, _: WindowSize) -> io::Result<()> {
+    fn resize(&self, size: WindowSize) -> io::Result<()> {
+        self.size.send_replace(size);
         Ok(())
     }
 
@@ -352,20 +388,27 @@ fn connect(dir: &ContainerDir) -> io::Result<Arc<UnixDatagram>> {
     Ok(Arc::new(UnixDatagram::from_std(socket)?))
 }
 
+/// The agent's ends of what a client sees and says.
+struct Streams {
+    out: DuplexStream,
+    err: DuplexStream,
+    input: DuplexStream,
+    input_open: bool,
+    sizes: watch::Receiver<WindowSize>,
+}
+
 /// Copies until the container has ended. A shim that is replaced is found again.
 async fn follow(
     dir: ContainerDir,
     mut socket: Arc<UnixDatagram>,
-    streams: (DuplexStream, DuplexStream, DuplexStream),
+    mut streams: Streams,
     observe: impl Fn() -> Observed,
     mut changes: watch::Receiver<u64>,
     exit: watch::Sender<Option<i32>>,
 ) {
-    let (mut out, mut err, mut input) = streams;
-    let mut input_open = true;
     let mut deadline = tokio::time::Instant::now() + SHIM_TIMEOUT;
     loop {
-        copy(&socket, &mut out, &mut err, &mut input, &mut input_open).await;
+        streams.copy(&socket).await;
         // The shim is gone: with its container, or killed.
         loop {
             if let Observed::Exited(ended) = observe() {
@@ -385,41 +428,66 @@ async fn follow(
     }
 }
 
-/// Copies both ways until the shim is gone.
-async fn copy(
-    socket: &Arc<UnixDatagram>,
-    out: &mut DuplexStream,
-    err: &mut DuplexStream,
-    input: &mut DuplexStream,
-    input_open: &mut bool,
-) {
-    let from_shim = async {
-        let mut bytes = vec![0; MESSAGE_BYTES_MAX];
-        loop {
-            let Ok(n @ 1..) = socket.recv(&mut bytes).await else { return };
-            let stream = if bytes[0] == STDERR { &mut *err } else { &mut *out };
-            if stream.write_all(&bytes[1..n]).await.is_err() {
-                return;
+impl Streams {
+    /// Copies both ways until the shim is gone.
+    async fn copy(&mut self, socket: &Arc<UnixDatagram>) {
+        let Self { out, err, input, input_open, sizes } = self;
+        let from_shim = async {
+            let mut bytes = vec![0; MESSAGE_BYTES_MAX];
+            loop {
+                let Ok(n @ 1..) = socket.recv(&mut bytes).await else { return };
+                let stream = if bytes[0] == STDERR { &mut *err } else { &mut *out };
+                if stream.write_all(&bytes[1..n]).await.is_err() {
+                    return;
+                }
             }
-        }
-    };
-    let to_shim = async {
-        let mut bytes = vec![0; MESSAGE_BYTES_MAX / 2];
-        while *input_open {
-            let n = input.read(&mut bytes[1..]).await.unwrap_or(0);
-            bytes[0] = if n == 0 { STDIN_END } else { STDIN };
-            *input_open = n > 0;
-            let send = || -> io::Result<usize> {
-                Ok(rustix::net::send(socket, &bytes[..=n], SendFlags::NOSIGNAL)?)
-            };
-            if socket.async_io(Interest::WRITABLE, send).await.is_err() {
-                return;
+        };
+        let to_shim = async {
+            let mut bytes = vec![0; MESSAGE_BYTES_MAX / 2];
+            let mut sized = true;
+            loop {
+                let message = tokio::select! {
+                    // What is typed after a change of size comes after it.
+                    biased;
+                    changed = sizes.changed(), if sized => match changed {
+                        Ok(()) => resize_message(*sizes.borrow_and_update()).to_vec(),
+                        Err(_) => {
+                            sized = false;
+                            continue;
+                        }
+                    },
+                    n = input.read(&mut bytes[1..]), if *input_open => {
+                        let n = n.unwrap_or(0);
+                        bytes[0] = if n == 0 { STDIN_END } else { STDIN };
+                        *input_open = n > 0;
+                        bytes[..=n].to_vec()
+                    }
+                    else => return std::future::pending().await,
+                };
+                let send = || -> io::Result<usize> {
+                    Ok(rustix::net::send(socket, &message, SendFlags::NOSIGNAL)?)
+                };
+                if socket.async_io(Interest::WRITABLE, send).await.is_err() {
+                    return;
+                }
             }
+        };
+        tokio::select! {
+            () = from_shim => {}
+            () = to_shim => {}
         }
-        std::future::pending().await
-    };
-    tokio::select! {
-        () = from_shim => {}
-        () = to_shim => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_reads_back() {
+        let size = WindowSize { columns: 300, rows: 7 };
+        let message = resize_message(size);
+        assert_eq!(message[0], RESIZE);
+        assert_eq!(size_of(message[1..].try_into().unwrap()), size);
     }
 }

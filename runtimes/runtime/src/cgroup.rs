@@ -328,6 +328,25 @@ impl Hierarchies {
     }
 }
 
+impl Hierarchies {
+    /// Processor time that the group and those below it have had, in nanoseconds.
+    /// `None` where no hierarchy counts it, or there is no such group.
+    #[must_use]
+    pub fn cpu_time(&self, cgroup: &str) -> Option<u64> {
+        if let Some(folder) = self.controller_folder("cpuacct", cgroup) {
+            return fs::read_to_string(folder.join("cpuacct.usage")).ok()?.trim().parse().ok();
+        }
+        // Counted in version 2 with and without the controller.
+        let stat = fs::read_to_string(self.unified_folder(cgroup)?.join("cpu.stat")).ok()?;
+        usage_usec(&stat)?.checked_mul(1000)
+    }
+}
+
+/// The line `usage_usec` of `cpu.stat`.
+fn usage_usec(stat: &str) -> Option<u64> {
+    stat.lines().find_map(|line| line.strip_prefix("usage_usec ")?.trim().parse().ok())
+}
+
 /// Sends SIGKILL to every process of the group in `folder` and of those below it.
 pub(crate) fn kill_below(folder: &Path) {
     // One write, without a race; version 1 and kernels before 5.14 lack the file.
@@ -431,6 +450,23 @@ mod tests {
         assert_eq!(found.unified_root(), None);
         let pure = Hierarchies::parse("28 24 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n");
         assert_eq!(pure.unified_root(), Some(Path::new("/sys/fs/cgroup")));
+    }
+
+    #[test]
+    fn processor_time_is_read_on_both_versions() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().to_owned();
+        fs::create_dir(root.join("c")).unwrap();
+        let v1 = Hierarchies { v1: vec![(vec!["cpuacct".into()], root.clone())], v2: None };
+        assert_eq!(v1.cpu_time("/c"), None);
+        fs::write(root.join("c/cpuacct.usage"), "1234567\n").unwrap();
+        assert_eq!(v1.cpu_time("/c"), Some(1_234_567));
+        let v2 = Hierarchies { v1: Vec::new(), v2: Some(root.clone()) };
+        fs::write(root.join("c/cpu.stat"), "usage_usec 12\nuser_usec 7\n").unwrap();
+        assert_eq!(v2.cpu_time("/c"), Some(12_000));
+        fs::write(root.join("c/cpu.stat"), "nr_periods 0\nusage_usec x\n").unwrap();
+        assert_eq!(v2.cpu_time("/c"), None);
+        assert_eq!(v2.cpu_time("/../c"), None);
     }
 
     #[test]

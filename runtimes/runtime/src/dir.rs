@@ -253,6 +253,32 @@ impl ContainerDir {
         .then_some(running)
     }
 
+    /// The namespace of process ids that the container's processes are in. It is
+    /// the container's for sure: its process lived before and after the look.
+    ///
+    /// # Errors
+    /// It does not run, or has no such namespace of its own.
+    pub fn process_namespace(&self) -> io::Result<OwnedFd> {
+        let ended = || io::Error::new(io::ErrorKind::NotFound, "it does not run");
+        let running = self.running().map_err(|_| ended())?;
+        if running.boot_id != process::boot_id() {
+            return Err(ended());
+        }
+        let pidfd = process::open(running.pid, running.start_ticks).map_err(|_| ended())?;
+        let namespace = File::open(format!("/proc/{}/ns/pid", running.pid))?;
+        if process::has_ended(&pidfd) {
+            return Err(ended());
+        }
+        let (own, theirs) = (fs::metadata("/proc/self/ns/pid")?, namespace.metadata()?);
+        if (own.dev(), own.ino()) == (theirs.dev(), theirs.ino()) {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "it has no process ids of its own",
+            ));
+        }
+        Ok(namespace.into())
+    }
+
     /// Whether the container's process lives.
     #[must_use]
     pub fn is_live(&self) -> bool {

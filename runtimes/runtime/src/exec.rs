@@ -167,13 +167,20 @@ pub struct ExecStdio {
     pub stderr: OwnedFd,
 }
 
-/// A command that a [`crate::Launcher`] has started.
+/// A container or command that a [`crate::Launcher`] has started.
 #[derive(Debug)]
 pub struct Entered {
     /// Its process, a child of the caller.
     pub pid: Pid,
     /// The master of its terminal, if it has one.
     pub terminal: Option<OwnedFd>,
+}
+
+impl From<Pid> for Entered {
+    /// One without a terminal.
+    fn from(pid: Pid) -> Self {
+        Self { pid, terminal: None }
+    }
 }
 
 /// Puts a process that is about to become the command where it is counted and

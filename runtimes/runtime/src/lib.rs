@@ -27,6 +27,7 @@ pub mod shim;
 mod spec;
 mod state;
 mod supervise;
+mod terminal;
 
 pub use exec::{
     ExecHandle, ExecOutput, ExecRequest, ExecStdio, WindowSize, exec_main, exec_output,

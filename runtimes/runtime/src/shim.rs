@@ -9,14 +9,14 @@
 //! its FIFOs open for reading too, so writes wait instead of failing, and the
 //! agent starts another shim that adopts the container. Output is copied out of
 //! a FIFO before it is taken from it, so a batch may be logged twice but never
-//! lost.
+//! lost. A terminal is the shim's alone: it hangs up if the shim is killed.
 //!
 //! The status goes to standard output, a pipe of the agent's: one line,
 //! `OK <pid> <started_ms>` or `ERR <LaunchError as JSON>`.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -33,6 +33,7 @@ use crate::log::{FILE_BYTES_MAX, Lines, LogFile, Stream};
 use crate::partial::Partial;
 use crate::process::{self, now_ms};
 use crate::state::reason;
+use crate::terminal::Terminal;
 use crate::{ContainerSpec, Exit, LaunchError, Pid, Workload};
 
 /// Exit code of a container whose process never ran, as containerd has it.
@@ -50,7 +51,8 @@ const DRAIN_BATCHES_MAX: usize = 64;
 
 /// Starts containers of one kind. Called in the shim, which has one thread.
 pub trait Launcher {
-    /// Starts the container with `out` and `err` as its standard streams.
+    /// Starts the container with `out` and `err` as its standard streams, or with a
+    /// terminal where `spec.stdio.tty` says so, whose master it gives back.
     ///
     /// `dir` is the container's folder; the launcher keeps what it needs in
     /// `dir/state`. The process must be a child of the caller and in
@@ -64,7 +66,7 @@ pub trait Launcher {
         dir: &Path,
         out: OwnedFd,
         err: OwnedFd,
-    ) -> Result<Pid, LaunchError>;
+    ) -> Result<Entered, LaunchError>;
 
     /// Starts one more command in the container whose first process is `inside`.
     /// Called in the exec process, which has one thread.
@@ -174,17 +176,25 @@ fn run(
     let launcher = launcher_for(&spec.workload);
 
     dir.make_fifos().map_err(|e| internal("make the FIFOs", &e))?;
-    let out = Relay::new(&dir, Stream::Stdout).map_err(|e| internal("make a FIFO", &e))?;
+    let mut out = Relay::new(&dir, Stream::Stdout).map_err(|e| internal("make a FIFO", &e))?;
     let err = Relay::new(&dir, Stream::Stderr).map_err(|e| internal("make a FIFO", &e))?;
     // Somebody has input open for writing before the container can look for it:
     // to a reader, a FIFO without writers has ended.
     let opened = spec.stdio.stdin.then(|| dir.open_fifo(STDIN_FIFO)).transpose();
     let held = opened.map_err(|e| internal("open a FIFO", &e))?;
+    let (mut tee, opened) = Tee::open(&dir);
     let (container, running) = match dir.running() {
         Ok(running) => (adopt(&running), running),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             match launch(&*launcher, &spec, &dir, &out, &err) {
-                Ok((pidfd, running)) => (Container::Child(running.pid, pidfd), running),
+                Ok((pidfd, running, terminal)) => {
+                    if let Some(terminal) = terminal {
+                        let taken = out.take_terminal(terminal);
+                        let input = taken.map_err(|e| internal("keep the terminal", &e))?;
+                        tee.take_terminal(input, &spec);
+                    }
+                    (Container::Child(running.pid, pidfd), running)
+                }
                 Err(error) => {
                     give_up(&dir, &spec, &hierarchies, &error);
                     return Err(error);
@@ -193,7 +203,6 @@ fn run(
         }
         Err(error) => return Err(internal("read running.json", &error)),
     };
-    let (mut tee, opened) = Tee::open(&dir);
     if let Err(error) = opened {
         complain(&format!("nobody can attach: {error}"));
     }
@@ -250,17 +259,18 @@ fn launch(
     dir: &ContainerDir,
     out: &Relay,
     err: &Relay,
-) -> Result<(OwnedFd, RunningFile), LaunchError> {
+) -> Result<(OwnedFd, RunningFile, Option<OwnedFd>), LaunchError> {
     let started_ms = now_ms();
     let writer = |relay: &Relay| relay.writer.try_clone().map_err(|e| internal("open a FIFO", &e));
-    let pid = launcher.launch(spec, dir.path(), writer(out)?, writer(err)?)?.0;
+    let entered = launcher.launch(spec, dir.path(), writer(out)?, writer(err)?)?;
     // libcontainer writes the container's value to its caller as well; the shim
     // should be among the last to be killed. Lowering takes CAP_SYS_RESOURCE.
     if fs::write("/proc/self/oom_score_adj", "-998").is_err() {
         let _ = fs::write("/proc/self/oom_score_adj", "0");
     }
-    let recorded = record(dir, pid, started_ms);
-    recorded.map_err(|e| internal("write running.json", &e))
+    let recorded = record(dir, entered.pid.0, started_ms);
+    let (pidfd, running) = recorded.map_err(|e| internal("write running.json", &e))?;
+    Ok((pidfd, running, entered.terminal))
 }
 
 fn record(dir: &ContainerDir, pid: i32, started_ms: u64) -> io::Result<(OwnedFd, RunningFile)> {
@@ -350,6 +360,8 @@ struct Relay {
     /// The unfinished line, kept where the next shim finds it.
     partial: Partial,
     buffer: Vec<u8>,
+    /// Where it comes from instead of the FIFO.
+    terminal: Option<Terminal>,
 }
 
 impl Relay {
@@ -363,13 +375,42 @@ impl Relay {
         let copy = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         let writer = dir.open_fifo(name)?;
         let lines = Lines::new(stream, Vec::new());
-        let mut relay = Self { fifo, writer, copy, lines, stream, partial, buffer: Vec::new() };
+        let buffer = Vec::new();
+        let mut relay = Self { fifo, writer, copy, lines, stream, partial, buffer, terminal: None };
         let n = relay.peek(note.batch_len().min(BATCH_BYTES_MAX));
         let mut left = note.unfinished(&relay.buffer[..n]);
         left.truncate(crate::log::LINE_BYTES_MAX - 1);
         relay.lines = Lines::new(stream, left);
         relay.buffer = Vec::new();
         Ok(relay)
+    }
+
+    /// From now on the stream is a terminal's; gives another descriptor of it, for input.
+    fn take_terminal(&mut self, master: OwnedFd) -> io::Result<OwnedFd> {
+        let terminal = Terminal::new(master)?;
+        let input = terminal.input()?;
+        self.terminal = Some(terminal);
+        Ok(input)
+    }
+
+    /// What becomes readable as the container writes; `None` once it cannot any more.
+    fn source(&self) -> Option<BorrowedFd<'_>> {
+        match &self.terminal {
+            None => Some(self.fifo.as_fd()),
+            Some(terminal) => terminal.source(),
+        }
+    }
+
+    /// Logs one batch of a terminal. False if there was nothing.
+    fn pump_terminal(&mut self, log: &mut LogFile, tee: &mut Tee) -> bool {
+        let Some(terminal) = &mut self.terminal else { return false };
+        self.buffer.resize(BATCH_BYTES_MAX, 0);
+        let n = terminal.read(&mut self.buffer);
+        self.lines.feed(&self.buffer[..n], log);
+        tee.send(self.stream, &self.buffer[..n]);
+        // The batch is taken already: all that is left of it is the unfinished line.
+        self.partial.note(Vec::new(), self.lines.partial(), b"");
+        n > 0
     }
 
     /// Copies at most `n_max` bytes into the buffer that stay in the FIFO.
@@ -394,6 +435,9 @@ impl Relay {
 
     /// Logs one batch. False if there was nothing.
     fn pump(&mut self, log: &mut LogFile, tee: &mut Tee) -> bool {
+        if self.terminal.is_some() {
+            return self.pump_terminal(log, tee);
+        }
         let n = self.peek(BATCH_BYTES_MAX);
         if n == 0 {
             return false;
@@ -435,11 +479,12 @@ fn relay_until_exit(
     loop {
         let (ended, ready, clients) = {
             let waits = tee.waits();
-            let mut fds = vec![
-                PollFd::new(pidfd, PollFlags::IN),
-                PollFd::from_borrowed_fd(relays[0].fifo.as_fd(), PollFlags::IN),
-                PollFd::from_borrowed_fd(relays[1].fifo.as_fd(), PollFlags::IN),
-            ];
+            // In the place of a stream that has ended stands the container, once more.
+            let source = |relay: usize| {
+                let source = relays[relay].source().unwrap_or_else(|| pidfd.as_fd());
+                PollFd::from_borrowed_fd(source, PollFlags::IN)
+            };
+            let mut fds = vec![PollFd::new(pidfd, PollFlags::IN), source(0), source(1)];
             fds.extend(waits.iter().map(|(fd, flags, _)| PollFd::from_borrowed_fd(*fd, *flags)));
             match poll(&mut fds, None) {
                 Err(Errno::INTR) => continue,

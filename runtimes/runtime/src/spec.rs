@@ -222,8 +222,12 @@ pub enum Seccomp {
 pub struct Stdio {
     /// Standard input stays open and can be attached to; `/dev/null` otherwise.
     pub stdin: bool,
-    /// Standard input ends with the first client that has sent any.
+    /// Standard input ends with the first client that has sent any. Not with a
+    /// terminal, which never ends.
     pub stdin_once: bool,
+    /// All three streams are a terminal of the container's own.
+    #[serde(default)]
+    pub tty: bool,
 }
 
 /// The namespaces of the pod, as nsfs bind mounts, and what its containers share.
@@ -254,6 +258,8 @@ pub enum PidNamespace {
     Host,
     /// The pod's, held by this nsfs bind mount.
     Pod(PathBuf),
+    /// Those of another container that runs, named by its id: a debugger's.
+    Container(String),
 }
 
 /// The `oom_score_adj` the kubelet gives a container.

@@ -10,6 +10,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use pinnace_runtime::dir::ContainerDir;
+use pinnace_runtime::exec::Entered;
 use pinnace_runtime::{
     ContainerSpec, ExecHandle, Exit, LaunchError, Launcher, Observed, Pid, Resources, Runtime,
     RuntimeError, Sandbox, Security, ShimCommand, ShimRuntime, Stdio as Stdin, User, Workload,
@@ -29,7 +30,7 @@ impl Launcher for Plain {
         dir: &Path,
         out: OwnedFd,
         err: OwnedFd,
-    ) -> Result<Pid, LaunchError> {
+    ) -> Result<Entered, LaunchError> {
         let stdin = pinnace_runtime::attach::container_stdin(spec, dir).unwrap();
         let child = Command::new(&spec.args[0])
             .args(&spec.args[1..])
@@ -38,7 +39,7 @@ impl Launcher for Plain {
             .stderr(Stdio::from(err))
             .spawn();
         match child {
-            Ok(child) => Ok(Pid(i32::try_from(child.id()).unwrap())),
+            Ok(child) => Ok(Pid(i32::try_from(child.id()).unwrap()).into()),
             Err(error) => Err(LaunchError::new(reason::START_ERROR, format!("no: {error}"))),
         }
     }
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
             clients_are_shown_output_and_give_input().await;
             input_that_is_given_once_ends_with_its_client().await;
             a_client_that_does_not_read_holds_up_nobody().await;
+            a_client_without_input_does_not_end_it().await;
             a_client_outlives_the_shim().await;
         };
         tokio::time::timeout(DEADLINE * 3, all).await.unwrap();
@@ -335,7 +337,7 @@ async fn clients_are_shown_output_and_give_input() {
     let machine = Machine::new();
     let script = "while read line; do echo \"got $line\"; [ $line = end ] && exit 9; done; exit 1";
     let mut spec = machine.spec("a-0", script);
-    spec.stdio = Stdin { stdin: true, stdin_once: false };
+    spec.stdio = Stdin { stdin: true, ..Stdin::default() };
     machine.runtime.start(spec).await.unwrap();
     let mut first = machine.runtime.attach("a-0", true).await.unwrap();
     let mut second = machine.runtime.attach("a-0", true).await.unwrap();
@@ -359,7 +361,7 @@ async fn clients_are_shown_output_and_give_input() {
 async fn input_that_is_given_once_ends_with_its_client() {
     let machine = Machine::new();
     let mut spec = machine.spec("a-0", "cat; exit 7");
-    spec.stdio = Stdin { stdin: true, stdin_once: true };
+    spec.stdio = Stdin { stdin: true, stdin_once: true, tty: false };
     machine.runtime.start(spec).await.unwrap();
     let mut client = machine.runtime.attach("a-0", true).await.unwrap();
     write(&mut client, "hello\n").await;
@@ -367,6 +369,19 @@ async fn input_that_is_given_once_ends_with_its_client() {
     drop(client);
     assert_eq!(machine.exit_of("a-0").await.code, 7);
     passed("input_that_is_given_once_ends_with_its_client");
+}
+
+async fn a_client_without_input_does_not_end_it() {
+    let machine = Machine::new();
+    let mut spec = machine.spec("a-0", "read line; echo \"got $line\"; exit 7");
+    spec.stdio = Stdin { stdin: true, stdin_once: true, tty: false };
+    machine.runtime.start(spec).await.unwrap();
+    let mut watcher = machine.runtime.attach("a-0", false).await.unwrap();
+    let mut client = machine.runtime.attach("a-0", true).await.unwrap();
+    write(&mut client, "hello\n").await;
+    read_until(&mut watcher, "got hello\n").await;
+    assert_eq!(machine.exit_of("a-0").await.code, 7);
+    passed("a_client_without_input_does_not_end_it");
 }
 
 async fn a_client_that_does_not_read_holds_up_nobody() {
@@ -390,7 +405,7 @@ async fn a_client_that_does_not_read_holds_up_nobody() {
 async fn a_client_outlives_the_shim() {
     let machine = Machine::new();
     let mut spec = machine.spec("a-0", "while read line; do echo \"got $line\"; done");
-    spec.stdio = Stdin { stdin: true, stdin_once: false };
+    spec.stdio = Stdin { stdin: true, ..Stdin::default() };
     machine.runtime.start(spec).await.unwrap();
     let mut client = machine.runtime.attach("a-0", true).await.unwrap();
     write(&mut client, "one\n").await;

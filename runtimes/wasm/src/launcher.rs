@@ -20,7 +20,9 @@ use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, fork};
 use runtime::cgroup::Hierarchies;
 use runtime::dir::ContainerDir;
+use runtime::exec::Entered;
 use runtime::{ContainerSpec, LaunchError, Launcher, Pid, Resources, reason};
+use rustix::pty::OpenptFlags;
 
 use crate::engine;
 use crate::guest::{self, OOM_FILE, Report};
@@ -89,7 +91,7 @@ impl Launcher for WasmLauncher {
         dir: &Path,
         out: OwnedFd,
         err: OwnedFd,
-    ) -> Result<Pid, LaunchError> {
+    ) -> Result<Entered, LaunchError> {
         let Some(target) = &self.target else {
             return Err(failed("cannot run WebAssembly", &std::env::consts::ARCH));
         };
@@ -103,12 +105,24 @@ impl Launcher for WasmLauncher {
         let pipe = || io::pipe().map_err(|err| failed("cannot make a pipe", &err));
         let (from_guest, report) = pipe()?;
         let (go, mut say_go) = pipe()?;
+        let mut stdin = runtime::attach::container_stdin(spec, dir)
+            .map_err(|err| failed("cannot open its input", &err))?;
+        let (mut out, mut err, mut terminal) = (out, err, None);
+        if spec.stdio.tty {
+            let no = |err: &dyn std::fmt::Display| failed("cannot make a terminal", err);
+            let (master, slave) = open_terminal().map_err(|err| no(&err))?;
+            let copy = || slave.try_clone().map_err(|err| no(&err));
+            (stdin, out, err) = (spec.stdio.stdin.then(copy).transpose()?, copy()?, slave);
+            terminal = Some(master);
+        }
         let shim = nix::unistd::getpid();
         // SAFETY: a shim has one thread, so no lock can be held by another.
         match unsafe { fork() }.map_err(|err| failed("cannot start a process", &err))? {
             ForkResult::Child => {
+                let streams = [stdin.as_ref(), Some(&out), Some(&err)];
+                let streams = streams.map(|stream| stream.map(AsRawFd::as_raw_fd));
                 let begun = die_with(shim)
-                    .and_then(|()| become_guest(&[out.as_raw_fd(), err.as_raw_fd()], &report, &go));
+                    .and_then(|()| become_guest(streams, terminal.is_some(), &report, &go));
                 guest::main(spec, dir, target, throttled, begun.map(|()| (report, go)))
             }
             ForkResult::Parent { child } => {
@@ -131,7 +145,7 @@ impl Launcher for WasmLauncher {
                     let _ = nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL);
                     let _ = waitpid(child, None);
                 }
-                result.map(|()| Pid(child.as_raw()))
+                result.map(|()| Entered { pid: Pid(child.as_raw()), terminal })
             }
         }
     }
@@ -155,6 +169,16 @@ fn read_report(from_guest: io::PipeReader) -> Report {
     })
 }
 
+/// A terminal's two ends. It is of the machine's `/dev/pts`: a guest has no files
+/// but its volumes, and cannot come upon it by a path.
+fn open_terminal() -> rustix::io::Result<(OwnedFd, OwnedFd)> {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let master = rustix::pty::openpt(flags)?;
+    rustix::pty::unlockpt(&master)?;
+    let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)?;
+    Ok((master, slave))
+}
+
 /// In the child: until it has dropped its privileges it ends with its shim; from
 /// then on it ends where "go" does not come.
 fn die_with(shim: nix::unistd::Pid) -> io::Result<()> {
@@ -165,14 +189,21 @@ fn die_with(shim: nix::unistd::Pid) -> io::Result<()> {
 /// In the child: standard streams of its own, and nothing else of the shim's
 /// but the two pipes.
 fn become_guest(
-    streams: &[RawFd; 2],
+    [stdin, out, err]: [Option<RawFd>; 3],
+    has_terminal: bool,
     report: &io::PipeWriter,
     go: &io::PipeReader,
 ) -> io::Result<()> {
     let null = File::open("/dev/null")?;
-    nix::unistd::dup2(null.as_raw_fd(), 0)?;
-    nix::unistd::dup2(streams[0], 1)?;
-    nix::unistd::dup2(streams[1], 2)?;
+    let null_fd = null.as_raw_fd();
+    nix::unistd::dup2(stdin.unwrap_or(null_fd), 0)?;
+    nix::unistd::dup2(out.unwrap_or(null_fd), 1)?;
+    nix::unistd::dup2(err.unwrap_or(null_fd), 2)?;
+    if has_terminal {
+        // Its own session's, so that ^C is a signal to the guest and nobody else.
+        rustix::process::setsid()?;
+        rustix::process::ioctl_tiocsctty(rustix::stdio::stdout())?;
+    }
     let _ = nix::sys::prctl::set_name(c"wasm-guest");
     let kept = [0, 1, 2, report.as_raw_fd(), go.as_raw_fd()];
     drop(null);

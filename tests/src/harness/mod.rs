@@ -16,6 +16,7 @@ pub(crate) mod process;
 pub(crate) mod programs;
 pub(crate) mod registry;
 pub(crate) mod relay;
+pub(crate) mod terminal;
 pub(crate) mod wait;
 
 use std::fs;

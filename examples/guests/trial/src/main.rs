@@ -5,6 +5,7 @@
 //! | `args` | prints the arguments |
 //! | `env NAME` | prints a variable |
 //! | `read PATH` / `write PATH` | prints a file / writes `x` to it |
+//! | `echo` | prints each line of standard input, then `end` |
 //! | `list PATH` | prints the names in a folder |
 //! | `allocate MIB` | takes and touches that much memory |
 //! | `spin` | computes for ever |
@@ -47,6 +48,14 @@ fn main() {
                     Ok(()) => println!("{path}: written"),
                     Err(err) => println!("{path}: {:?}", err.kind()),
                 }
+            }
+            "echo" => {
+                use std::io::IsTerminal;
+                println!("terminal: {}", std::io::stdin().is_terminal());
+                for line in std::io::stdin().lines() {
+                    println!("got {}", line.expect("input is text"));
+                }
+                println!("end");
             }
             "list" => {
                 let path = next();

@@ -64,6 +64,9 @@ pub(super) async fn handle(
     if !served {
         return Err(request.not_allowed());
     }
+    if at.resource.storage == Storage::Virtual && matches!(verb, Verb::Get | Verb::List) {
+        return request.measure().await;
+    }
     match (verb, at.subresource.as_str()) {
         (Verb::Watch, _) => request.watch(),
         (Verb::List, _) => request.list(),
@@ -125,6 +128,36 @@ impl<'a> Request<'a> {
         form(&self.asked.head.headers, &[])?;
         let scale = self.state.api.get_scale(&self.asked.who, &self.target())?;
         Ok(answer::json(StatusCode::OK, &scale))
+    }
+
+    async fn measure(&self) -> Result<Answer, Status> {
+        let (form, include) = self.form()?;
+        let (resource, target) = (self.at.resource, self.target());
+        let selection = self.asked.query.selection()?;
+        let mut found = self.state.api.measure(&self.asked.who, &target, selection).await?;
+        let gzip = accepts_gzip(&self.asked.head.headers);
+        if !target.name.is_empty() {
+            let object = found.pop().ok_or_else(Status::no_such_path)?;
+            let bytes = encode(&object).into();
+            return Ok(present(StatusCode::OK, resource, bytes, form, include, gzip));
+        }
+        // There is no revision of what was never stored.
+        let metadata = json!({});
+        let list = match form {
+            Form::Object | Form::Discovery => json!({
+                "kind": resource.list_kind, "apiVersion": resource.api_version(),
+                "metadata": metadata, "items": found,
+            }),
+            Form::Table => table::table(resource, found, include, &metadata, true),
+            Form::Metadata => {
+                let objects: Vec<Value> = found.into_iter().map(table::partial).collect();
+                json!({
+                    "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1",
+                    "metadata": metadata, "items": objects,
+                })
+            }
+        };
+        Ok(answer::json_bytes(StatusCode::OK, encode(&list).into(), gzip))
     }
 
     fn list(&self) -> Result<Answer, Status> {

@@ -18,6 +18,7 @@ use store::StoreError;
 
 use super::{Api, Target, store_error, stored};
 use crate::identity::Identity;
+use crate::measured::MeasuredRequest;
 use crate::options::{ListOptions, Selection, VersionMatch};
 use crate::status::Status;
 
@@ -100,6 +101,36 @@ impl Api {
     pub fn get_value(&self, who: &Identity, target: &Target<'_>) -> Result<Value, Status> {
         let bytes = self.get(who, target)?;
         super::parse_stored(target.name, &bytes)
+    }
+
+    /// Objects that are measured now: one where `target` has a name, else all that
+    /// are selected.
+    ///
+    /// # Errors
+    /// `Forbidden`, `NotFound`, or `ServiceUnavailable` where nobody can measure.
+    pub async fn measure(
+        &self,
+        who: &Identity,
+        target: &Target<'_>,
+        selection: Selection,
+    ) -> Result<Vec<Value>, Status> {
+        let one = !target.name.is_empty();
+        let verb = if one { Verb::Get } else { Verb::List };
+        self.authorize_selected(who, verb, target, Some(&selection))?;
+        let Some(source) = self.inner.measured.get() else {
+            return Err(Status::unavailable("nothing is measured here: no link to the nodes"));
+        };
+        let request = MeasuredRequest {
+            resource: target.resource,
+            namespace: target.namespace.to_owned(),
+            name: target.name.to_owned(),
+            selection,
+        };
+        let found = source.measure(request).await?;
+        if one && found.is_empty() {
+            return Err(target.not_found());
+        }
+        Ok(found)
     }
 
     /// The objects of a resource, in one namespace or (where empty) in all.

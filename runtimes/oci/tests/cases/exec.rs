@@ -161,6 +161,85 @@ tests! {
         runtime.remove("pod-a-0").await.unwrap();
     }
 
+    async fn a_container_has_a_terminal_of_its_own(machine: &Machine) {
+        let script = "trap 'busybox stty size' WINCH; echo $TERM; busybox tty; echo ready; \
+                      until read line; do :; done; echo got $line; busybox seq 2000; exit 4";
+        let mut spec = machine.sh("a", script);
+        spec.user = User { name: "app".into(), ..User::default() };
+        spec.stdio = runtime::Stdio { stdin: true, stdin_once: true, tty: true };
+        let log = spec.log.clone();
+        let runtime = start(machine, spec).await;
+        let in_log = |text: &str| fs::read_to_string(&log).unwrap_or_default().contains(text);
+        until("it is ready", || in_log("ready")).await;
+        let text = fs::read_to_string(&log).unwrap();
+        assert!(text.contains(" stdout F xterm\r\n"), "{text}");
+        assert!(text.contains(" stdout F /dev/pts/0\r\n"), "{text}");
+        // One who only looks, and goes: the terminal does not end with a client.
+        drop(runtime.attach("pod-a-0", true).await.unwrap());
+        // And another agent, with another client.
+        let runtime = machine.runtime();
+        let mut handle = runtime.attach("pod-a-0", true).await.unwrap();
+        assert!(handle.stderr.is_none());
+        handle.resize(WindowSize { columns: 120, rows: 40 }).unwrap();
+        handle.stdin.as_mut().unwrap().write_all(b"hello\n").await.unwrap();
+        let text = read_until(&mut handle, "got hello\r\n").await;
+        assert!(text.contains("40 120\r\n") && !text.contains("ready"), "{text}");
+        assert!(text.contains("hello\r\n"), "typed text is echoed: {text}");
+        assert_eq!(handle.wait().await.unwrap(), 4);
+        // All that was written before the end, also what nobody had read by then.
+        assert!(in_log(" stdout F 2000\r\n"));
+        runtime.remove("pod-a-0").await.unwrap();
+
+        // Control-C is a signal to what runs in it. (Process 1 alone would not mind.)
+        let mut spec = machine.sh("a", "trap 'exit 9' INT; echo ready; sleep 1000");
+        spec.stdio = runtime::Stdio { stdin: true, stdin_once: false, tty: true };
+        fs::remove_file(&log).unwrap();
+        let log = spec.log.clone();
+        let runtime = start(machine, spec).await;
+        let in_log = |text: &str| fs::read_to_string(&log).unwrap_or_default().contains(text);
+        until("it is ready", || in_log("ready")).await;
+        let mut handle = runtime.attach("pod-a-0", true).await.unwrap();
+        handle.stdin.as_mut().unwrap().write_all(b"\x03").await.unwrap();
+        assert_eq!(handle.wait().await.unwrap(), 9);
+        runtime.remove("pod-a-0").await.unwrap();
+    }
+
+    async fn a_container_looks_into_another(machine: &Machine) {
+        let runtime = start(machine, machine.sh("a", "sleep 4321 & wait")).await;
+        let beside = |id: &str| {
+            let mut spec = machine.sh("b", "busybox ps; busybox killall sleep; exit 3");
+            spec.sandbox.pid = runtime::PidNamespace::Container(id.to_owned());
+            spec
+        };
+        let refused = runtime.start(beside("pod-c-0")).await.unwrap_err().to_string();
+        assert!(refused.contains("\"pod-c-0\": it does not run"), "{refused}");
+        runtime.remove("pod-b-0").await.unwrap();
+        let refused = runtime.start(beside("../pod-a-0")).await.unwrap_err().to_string();
+        assert!(refused.contains("is no container's id"), "{refused}");
+        runtime.remove("pod-b-0").await.unwrap();
+        let spec = beside("pod-a-0");
+        let log = spec.log.clone();
+        runtime.start(spec).await.unwrap();
+        until("both end", || {
+            ["pod-a-0", "pod-b-0"].iter().all(|id| matches!(runtime.observe(id), Observed::Exited(_)))
+        })
+        .await;
+        let text = fs::read_to_string(&log).unwrap();
+        assert!(text.contains("sleep 4321"), "{text}");
+        for id in ["pod-a-0", "pod-b-0"] {
+            runtime.remove(id).await.unwrap();
+        }
+        // One that sees the machine's processes has none to show.
+        let mut host = machine.sh("a", "sleep 1000");
+        host.sandbox.pid = runtime::PidNamespace::Host;
+        runtime.start(host).await.unwrap();
+        let refused = runtime.start(beside("pod-a-0")).await.unwrap_err().to_string();
+        assert!(refused.contains("no process ids of its own"), "{refused}");
+        for id in ["pod-a-0", "pod-b-0"] {
+            runtime.remove(id).await.unwrap();
+        }
+    }
+
     async fn a_false_terminal_device_is_refused(machine: &Machine) {
         let mut spec = machine.sh("a", "sleep 1000");
         fs::create_dir_all(machine.path("trap")).unwrap();

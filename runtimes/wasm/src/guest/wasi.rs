@@ -23,6 +23,8 @@ pub(super) struct Context {
     args: Vec<String>,
     env: Vec<(String, String)>,
     cwd: String,
+    /// Whether there is input: else it is at its end from the start.
+    stdin: bool,
     /// The folders and files the guest may change, by their path in its root.
     writable: Vec<PathBuf>,
 }
@@ -37,6 +39,7 @@ impl Context {
             args,
             env: spec.env.clone(),
             cwd: spec.cwd.clone(),
+            stdin: spec.stdio.stdin,
             writable: writable.map(|mount| PathBuf::from(&mount.destination)).collect(),
         }
     }
@@ -56,6 +59,9 @@ impl Context {
         // Files are read and written on a thread beside: a guest that waits on its own
         // thread (a preview 1 `sleep` would) could not be stopped.
         wasi.inherit_stdout().inherit_stderr();
+        if self.stdin {
+            wasi.inherit_stdin();
+        }
         wasi.args(&self.args).envs(&self.env);
         // The process is in the pod's network namespace: the pod's network is all there is.
         wasi.inherit_network().allow_ip_name_lookup(true).allow_tcp(true).allow_udp(true);

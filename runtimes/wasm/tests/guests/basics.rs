@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use runtime::dir::ContainerDir;
-use runtime::{ContainerSpec, Runtime, User, Workload};
+use runtime::{ContainerSpec, ExecHandle, Runtime, Stdio, User, Workload};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use wire::artifact::{ArtifactV1, WorldV1};
 use wire::node::WasmTargetV1;
 
@@ -14,6 +15,9 @@ tests! {
     both_kinds_run_with_arguments_and_variables,
     volumes_are_where_they_were_mounted_and_nothing_else_is,
     exit_codes_are_the_guests_own,
+    input_comes_from_whoever_is_attached,
+    a_terminal_is_one_to_the_guest,
+    without_input_it_is_at_its_end,
     a_panic_is_134_and_said_in_the_log,
     the_memory_limit_ends_the_guest_as_out_of_memory,
     sigterm_stops_a_guest_that_waits,
@@ -77,6 +81,67 @@ async fn exit_codes_are_the_guests_own(node: &Node<'_>) {
     // Preview 2 has success and failure only.
     let (exit, _) = node.run(node.spec(&node.guests.component, &["exit", "7"])).await;
     assert_eq!(exit.code, 1);
+}
+
+/// Reads from a client until it has said `expected`.
+async fn read_until(handle: &mut ExecHandle, expected: &str) -> String {
+    let (mut text, mut bytes) = (String::new(), [0; 1024]);
+    while !text.contains(expected) {
+        let n = handle.stdout.as_mut().unwrap().read(&mut bytes).await.unwrap();
+        assert_ne!(n, 0, "{text:?} without {expected:?}");
+        text.push_str(&String::from_utf8_lossy(&bytes[..n]));
+    }
+    text
+}
+
+async fn input_comes_from_whoever_is_attached(node: &Node<'_>) {
+    for module in [&node.guests.module, &node.guests.component] {
+        let runtime = node.runtime();
+        let mut spec = node.spec(module, &["echo", "exit", "0"]);
+        spec.stdio = Stdio { stdin: true, stdin_once: true, tty: false };
+        let id = spec.id.clone();
+        runtime.start(spec).await.unwrap();
+        let mut client = runtime.attach(&id, true).await.unwrap();
+        let mut stdin = client.stdin.take().unwrap();
+        stdin.write_all(b"one\ntwo\n").await.unwrap();
+        read_until(&mut client, "got one\ngot two\n").await;
+        // Its only client's end is the end of input.
+        drop((stdin, client));
+        assert_eq!(node.until_exit(&runtime, &id).await.code, 0);
+        assert!(node.log().contains("terminal: false"), "{}", node.log());
+        assert!(node.log().ends_with("\nend"), "{}", node.log());
+        runtime.remove(&id).await.unwrap();
+    }
+}
+
+async fn a_terminal_is_one_to_the_guest(node: &Node<'_>) {
+    for module in [&node.guests.module, &node.guests.component] {
+        let runtime = node.runtime();
+        let mut spec = node.spec(module, &["echo", "sleep"]);
+        spec.stdio = Stdio { stdin: true, stdin_once: false, tty: true };
+        let id = spec.id.clone();
+        runtime.start(spec).await.unwrap();
+        let mut client = runtime.attach(&id, true).await.unwrap();
+        client.stdin.as_mut().unwrap().write_all(b"one\n").await.unwrap();
+        // What is typed is echoed, and lines end as a terminal shows them.
+        let text = read_until(&mut client, "got one\r\n").await;
+        assert!(text.contains("one\r\n"), "{text}");
+        assert!(node.log().contains("terminal: true"), "{}", node.log());
+        // Control-D ends the input, Control-C the guest.
+        client.stdin.as_mut().unwrap().write_all(b"\x04").await.unwrap();
+        read_until(&mut client, "sleeping").await;
+        client.stdin.as_mut().unwrap().write_all(b"\x03").await.unwrap();
+        assert_eq!(node.until_exit(&runtime, &id).await.code, 130);
+        runtime.remove(&id).await.unwrap();
+    }
+}
+
+async fn without_input_it_is_at_its_end(node: &Node<'_>) {
+    for module in [&node.guests.module, &node.guests.component] {
+        let (exit, log) = node.run(node.spec(module, &["echo"])).await;
+        assert_eq!(exit.code, 0, "{log}");
+        assert_eq!(log, "terminal: false\nend");
+    }
 }
 
 async fn a_panic_is_134_and_said_in_the_log(node: &Node<'_>) {

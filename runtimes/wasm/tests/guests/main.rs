@@ -33,6 +33,7 @@ use std::time::Duration;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use pinnace_wasm::WasmLauncher;
+use runtime::exec::Entered;
 use runtime::{ContainerSpec, LaunchError, Launcher, Pid};
 
 use node::{Guests, Node};
@@ -115,8 +116,8 @@ impl Launcher for Plain {
         _: &Path,
         out: OwnedFd,
         err: OwnedFd,
-    ) -> Result<Pid, LaunchError> {
+    ) -> Result<Entered, LaunchError> {
         let child = Command::new("/bin/sleep").arg("1000").stdout(out).stderr(err).spawn();
-        Ok(Pid(i32::try_from(child.unwrap().id()).unwrap()))
+        Ok(Pid(i32::try_from(child.unwrap().id()).unwrap()).into())
     }
 }

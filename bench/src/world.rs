@@ -29,6 +29,7 @@ pub(crate) const HUB: &str = "10.98.0.1";
 /// The registry, as image references have it.
 pub(crate) const REGISTRY: &str = "10.98.0.1:5000";
 const LOG_LINES: usize = 30;
+const NO_IPV6: &str = "/proc/sys/net/ipv6/conf/all/disable_ipv6";
 
 /// A switch with hosts; this program is at the hub.
 #[derive(Debug)]
@@ -114,6 +115,8 @@ impl World {
         line(&format!("ip netns add {name}")).context("namespaces need root")?;
         let inside = File::open(format!("/run/netns/{name}"))?;
         setns(inside, CloneFlags::CLONE_NEWNET)?;
+        // What hosts on the switch ask routers for is not what is counted.
+        fs::write(NO_IPV6, "1").context(NO_IPV6)?;
         line("ip link set lo up")?;
         line("ip link add hub address 02:00:0a:c9:00:01 type bridge")?;
         line(&format!("ip addr add {HUB}/24 dev hub"))?;
@@ -222,6 +225,9 @@ impl World {
         line(&format!("ip netns add {namespace}"))?;
         line(&format!("ip link add {board} type veth peer name eth0 netns {namespace}"))?;
         line(&format!("ip link set {board} master hub up"))?;
+        let no_ipv6 = format!("echo 1 > {NO_IPV6}");
+        let inside = format!("--net=/run/netns/{namespace}");
+        run(Command::new("nsenter").args([&inside, "sh", "-c", &no_ipv6]))?;
         for rest in [
             "ip link set lo up".to_owned(),
             format!("ip addr add 10.98.0.{number}/24 dev eth0"),

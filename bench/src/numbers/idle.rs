@@ -1,8 +1,8 @@
 //! Bytes on the links of idle nodes: one node of each profile with a pod of each
 //! kind on it, counted in both directions at the node's port on the switch. The
-//! kernel counts whole Ethernet frames: TCP acknowledgements, ARP and IPv6's
-//! neighbour discovery are in. And what the agents and the shims cost meanwhile:
-//! processor time, wake-ups, bytes to the disk.
+//! kernel counts whole Ethernet frames: TCP acknowledgements and ARP are in; IPv6
+//! is off, whose hosts ask the whole switch for routers. And what the agents and
+//! the shims cost meanwhile: processor time, wake-ups, bytes to the disk.
 
 use std::time::Duration;
 

@@ -183,7 +183,7 @@ async fn a_set_that_changes_the_time_between_pings_is_followed_by_one_new_connec
     first.events.send(LinkEvent::Down("done".into())).await.unwrap();
 
     let mut second = setup.opened.recv().await.unwrap();
-    assert_eq!((first.keep_alive.as_secs(), second.keep_alive.as_secs()), (50, 1200));
+    assert_eq!((first.keep_alive.as_secs(), second.keep_alive.as_secs()), (300, 1200));
     second.up().await;
     assert!(matches!(second.next().await, Message::Hello(_)));
     setup.handle.applied(5, 9).await;

@@ -121,6 +121,8 @@ pub struct Node {
 struct Connection {
     /// When to say hello (again); `None` once it is answered.
     hello_due: Option<Duration>,
+    /// What the last hello said is not all any more: its answer is none to this.
+    has_news: bool,
     hello_wait: Duration,
     n_hellos: u32,
     /// When the last heartbeat was sent, or the connection began. The next one is
@@ -167,6 +169,7 @@ impl Node {
         self.conn_seq += 1;
         self.connection = Some(Connection {
             hello_due: Some(now),
+            has_news: false,
             hello_wait: HELLO_FIRST,
             n_hellos: 0,
             heartbeat_at: now,
@@ -274,6 +277,7 @@ impl Node {
             return std::mem::take(&mut self.outputs);
         };
         if connection.hello_due.is_some_and(|due| due <= now) {
+            connection.has_news = false;
             connection.hello_due = Some(now + connection.hello_wait);
             connection.hello_wait = HELLO_MAX.min(connection.hello_wait * 2);
             connection.n_hellos += 1;
@@ -489,7 +493,9 @@ impl Node {
 
     fn answered(&mut self) {
         if let Some(connection) = &mut self.connection {
-            connection.hello_due = None;
+            if !connection.has_news {
+                connection.hello_due = None;
+            }
             connection.hello_wait = HELLO_FIRST;
             connection.n_hellos = 0;
         }
@@ -506,6 +512,7 @@ impl Node {
         if let Some(connection) = &mut self.connection {
             let due = connection.hello_due.unwrap_or(earliest);
             connection.hello_due = Some(due.min(earliest));
+            connection.has_news = true;
         }
     }
 

@@ -441,6 +441,18 @@ fn a_changed_node_says_so_once_and_keeps_the_address_of_its_link() {
 }
 
 #[test]
+fn a_change_after_a_hello_is_told_though_that_one_is_answered() {
+    let mut node = connected();
+    node.info_changed(at(0), NodeInfoV1 { os_image: "new".into(), ..NodeInfoV1::default() });
+    uptodate(&mut node);
+    let told: Vec<Message> = sent(&mut node, 5);
+    let is_told = |message: &Message| matches!(message, Message::Hello(hello) if hello.info.os_image == "new");
+    assert_eq!(told.iter().filter(|message| is_told(message)).count(), 1, "{told:?}");
+    uptodate(&mut node);
+    assert!(!sent(&mut node, 8).iter().any(is_told));
+}
+
+#[test]
 fn nothing_is_sent_while_the_link_is_down() {
     let mut node = connected();
     node.disconnected();

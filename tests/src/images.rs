@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use crate::harness::World;
 use crate::harness::pods;
 use crate::harness::process::{must, read_lossy, run, write_file};
+use crate::harness::programs::{guest, tool};
 use crate::harness::run_program;
 use crate::harness::wait::{block_on, check, until};
 
@@ -249,7 +250,7 @@ fn nothing_runs_in_a_namespace_that_nobody_has_signed_for() {
     block_on(Built::signatures(vec![(payload, text)]).push(&registry, &place)).unwrap();
     world.pod_becomes_ready("early");
     // A module is checked by the master, and its code on the board opens it to nobody.
-    let module = crate::harness::programs::guest("greeter", "wasip1");
+    let module = guest("greeter", "wasip1");
     let wasm = world.registry().push_wasm("greeter:1", module);
     world.create_pod(&pods::pod("module", &wasm, &[], &[]));
     world.pod_becomes("module", "is refused", |pod| {
@@ -374,21 +375,15 @@ fn hostile_images_end_in_a_clear_status_with_nothing_written_outside() {
     world.pod_becomes_ready("good");
 }
 
-/// An ORAS client, where one is installed (`pip install oras`).
 #[test]
 fn oras_pushes_and_pulls_what_is_no_image() {
-    let python = std::env::var("PINNACE_ORAS_PYTHON").unwrap_or_else(|_| "python3".to_owned());
-    if !Command::new(&python).args(["-c", "import oras"]).status().is_ok_and(|s| s.success()) {
-        eprintln!("skipped: no `oras` for {python}");
-        return;
-    }
     let world = World::master_only();
     // Under another name than the module it imports.
     let script = world.dir().join("client.py");
     write_file(&script, include_str!("oras.py"));
     let note = world.dir().join("note.txt");
     write_file(&note, "kept\n");
-    let mut command = Command::new(&python);
+    let mut command = Command::new(tool("oras/bin/python3"));
     command.current_dir(world.dir()).arg(&script).arg(api_host(&world)).arg(password(&world));
     let said = run(command).ok();
     assert!(said.contains("pulled kept"), "{said}");

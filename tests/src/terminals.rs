@@ -80,7 +80,10 @@ fn a_terminal_outlives_its_clients_and_the_agent() {
     first.kill();
     world.agents[0].kill();
     world.start_agent(0);
-    world.node_becomes_ready("node-1");
+    until("the new agent serves streams", || {
+        let out = world.kubectl("exec box -- true");
+        check(out.code == 0, || out.to_string())
+    });
     let mut second = typed(&world, "false", &["attach", "-it", "box"], (40, 80));
     until("the shell is the same", || {
         second.write("echo second=$kept; stty size\n");

@@ -3,10 +3,11 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -52,8 +53,12 @@ impl Terminal {
         Self { child, master, slave: ends.slave, seen }
     }
 
-    /// Types.
+    /// Types. What nobody reads any more is lost, once the terminal is full of it.
     pub(crate) fn write(&self, text: &str) {
+        let mut writable = [PollFd::new(self.master.as_fd(), PollFlags::POLLOUT)];
+        if poll(&mut writable, PollTimeout::ZERO) != Ok(1) {
+            return;
+        }
         (&self.master).write_all(text.as_bytes()).expect("the terminal takes input");
     }
 

@@ -26,6 +26,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
@@ -228,7 +229,14 @@ impl Drop for DirLock {
     }
 }
 
+/// How often, and with which pause, a lock is asked for that another has. A store
+/// that was killed may have been starting a program, which holds a copy of its files
+/// until it runs.
+const LOCK_TRIES: u32 = 100;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
 /// Takes the lock of `dir`.
+#[expect(clippy::disallowed_methods, reason = "once, before the store serves anybody")]
 pub(crate) fn lock(dir: &Path) -> Result<DirLock, StoreError> {
     let path: PathBuf = dir.join("lock");
     let lock = File::options()
@@ -238,9 +246,12 @@ pub(crate) fn lock(dir: &Path) -> Result<DirLock, StoreError> {
         .mode(0o600)
         .open(&path)
         .map_err(|e| StoreError::io("open", &path, e))?;
-    match lock.try_lock() {
-        Ok(()) => Ok(DirLock(lock)),
-        Err(TryLockError::WouldBlock) => Err(StoreError::Locked { dir: dir.to_owned() }),
-        Err(TryLockError::Error(e)) => Err(StoreError::io("lock", &path, e)),
+    for _ in 0..LOCK_TRIES {
+        match lock.try_lock() {
+            Ok(()) => return Ok(DirLock(lock)),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+            Err(TryLockError::Error(e)) => return Err(StoreError::io("lock", &path, e)),
+        }
     }
+    Err(StoreError::Locked { dir: dir.to_owned() })
 }

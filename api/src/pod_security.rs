@@ -110,8 +110,11 @@ const CAPABILITIES: [&str; 13] = [
     "SYS_CHROOT",
 ];
 
-/// Kernel settings that every pod may have.
-const SYSCTLS: [&str; 12] = [
+/// Kernel settings that every pod may have: they reach no further than the pod, as
+/// Kubernetes 1.34 has them.
+///
+/// Source: <https://kubernetes.io/docs/tasks/administer-cluster/sysctl-cluster/>.
+pub const SAFE_SYSCTLS: [&str; 12] = [
     "kernel.shm_rmid_forced",
     "net.ipv4.ip_local_port_range",
     "net.ipv4.tcp_syncookies",
@@ -415,7 +418,7 @@ impl<'a> Pod<'a> {
         let bad: Vec<&str> = list(self.context(), "sysctls")
             .iter()
             .map(|sysctl| text(sysctl, "name"))
-            .filter(|name| !SYSCTLS.contains(name))
+            .filter(|name| !SAFE_SYSCTLS.contains(name))
             .collect();
         (!bad.is_empty()).then(|| format!("forbidden sysctls ({})", bad.join(", ")))
     }

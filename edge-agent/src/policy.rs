@@ -33,24 +33,6 @@ const POD_PIDS_MAX: u64 = 4096;
 /// Longest file.
 const CONFIG_BYTES_MAX: u64 = 256 << 10;
 
-/// Sysctls that reach no further than the pod, as Kubernetes 1.34 has them.
-///
-/// Source: <https://kubernetes.io/docs/tasks/administer-cluster/sysctl-cluster/>.
-const SAFE_SYSCTLS: [&str; 12] = [
-    "kernel.shm_rmid_forced",
-    "net.ipv4.ip_local_port_range",
-    "net.ipv4.tcp_syncookies",
-    "net.ipv4.ping_group_range",
-    "net.ipv4.ip_unprivileged_port_start",
-    "net.ipv4.ip_local_reserved_ports",
-    "net.ipv4.tcp_keepalive_time",
-    "net.ipv4.tcp_fin_timeout",
-    "net.ipv4.tcp_keepalive_intvl",
-    "net.ipv4.tcp_keepalive_probes",
-    "net.ipv4.tcp_rmem",
-    "net.ipv4.tcp_wmem",
-];
-
 /// What pods may do on this board.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -205,7 +187,8 @@ impl Policy {
         };
         is_own
             && is_namespaced(name)
-            && (SAFE_SYSCTLS.contains(&name) || self.allowed_unsafe_sysctls.iter().any(matches))
+            && (api::pod_security::SAFE_SYSCTLS.contains(&name)
+                || self.allowed_unsafe_sysctls.iter().any(matches))
     }
 }
 

@@ -1,0 +1,70 @@
+//! What the data plane and the links between nodes know of each other.
+//!
+//! The plane asks [`Links`] for a way to a flow's destination on another node;
+//! the links hand what other nodes send to an [`Acceptor`], which is the plane.
+//! [`Uplink`] is the one way out to the master; the program gives it.
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::table::Protocol;
+
+/// A future in a box.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Bytes both ways; the end of one direction leaves the other open.
+pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
+
+/// A connection or a flow of datagrams, as it looks to its destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Flow {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// Who sends: a pod of the sending node, that node itself, or a client from
+    /// outside (`is_external`).
+    pub source: SocketAddr,
+    /// A pod of the receiving node, or a port of the node that is an endpoint.
+    pub destination: SocketAddr,
+    /// The client came from outside the cluster to a port of the sending node. Only
+    /// then may the source be no address of the sender's pods.
+    pub is_external: bool,
+}
+
+/// The way to other nodes.
+pub trait Links: Debug + Send + Sync + 'static {
+    /// Connects to the flow's destination on `peer`. Returns once the peer has: a
+    /// refusal there is an error here (`ConnectionRefused`), and the next endpoint
+    /// can be tried.
+    fn open<'a>(
+        &'a self,
+        peer: &'a str,
+        flow: Flow,
+    ) -> BoxFuture<'a, io::Result<Box<dyn Connection>>>;
+
+    /// Sends one datagram, best effort; false where there is no way at the moment.
+    fn send(&self, peer: &str, flow: Flow, datagram: &[u8]) -> bool;
+}
+
+/// Takes what other nodes send. The links have checked that `peer` is who it says,
+/// and the flow's addresses against the table.
+pub trait Acceptor: Debug + Send + Sync + 'static {
+    /// Connects to the flow's destination on this node.
+    fn connect(&self, peer: &str, flow: Flow) -> BoxFuture<'_, io::Result<Box<dyn Connection>>>;
+
+    /// Takes one datagram. Answers come back through [`Links::send`] with source and
+    /// destination exchanged.
+    fn datagram(&self, peer: &str, flow: Flow, datagram: &[u8]);
+}
+
+/// The node's one way out, to the master's node port.
+pub trait Uplink: Debug + Send + Sync + 'static {
+    /// Connects, authenticated as this node, for the purpose that `alpn` names.
+    fn dial<'a>(&'a self, alpn: &'static [u8]) -> BoxFuture<'a, io::Result<Box<dyn Connection>>>;
+}

@@ -142,6 +142,7 @@ mod tests {
                 pull_secrets: Vec::new(),
             }],
             remove_volumes: Vec::new(),
+            cluster: wire::network::ClusterV1::default(),
             ext: Vec::new(),
         };
         let item = |uid, body| ItemV1 { uid: [uid; 16], generation: 1, body };

@@ -162,6 +162,7 @@ pub fn pod_with(object: &Value, claims: &Claims) -> Result<LoweredPod, LowerErro
             .map(|alias| HostAliasV1 { ip: alias.ip.clone(), names: alias.hostnames.clone() })
             .collect(),
         dns: dns(spec),
+        service_links: spec.enable_service_links.unwrap_or(true),
         pull_secrets,
         priority: i32::try_from(spec.priority.unwrap_or(0)).unwrap_or(0),
         active_deadline_s: spec.active_deadline_seconds.map(|s| u32::try_from(s).unwrap_or(0)),

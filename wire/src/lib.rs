@@ -21,6 +21,7 @@ pub mod command;
 pub mod encoded;
 pub mod enrol;
 pub mod envelope;
+pub mod network;
 pub mod node;
 pub mod part;
 pub mod pod;

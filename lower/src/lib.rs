@@ -11,6 +11,7 @@
 mod claim;
 mod container;
 mod health;
+pub mod network;
 mod status;
 mod volume;
 

@@ -32,7 +32,7 @@ pub use claim::{Claimed, Claims, claim_names, claimed};
 pub use status::pod_status;
 
 /// Where Services and pods have their names.
-const CLUSTER_DOMAIN: &str = "cluster.local";
+pub const CLUSTER_DOMAIN: &str = "cluster.local";
 /// Longest host name of Linux.
 const HOSTNAME_BYTES_MAX: usize = 64;
 /// Seconds a pod gets to stop where it does not say.

@@ -78,7 +78,7 @@ pub fn needed(set: Option<&SnapshotV1>, containers: &Path) -> Needed {
             BodyV1::Node(config) => {
                 config.prepull.iter().for_each(|wish| name(&wish.image, ""));
             }
-            BodyV1::Keys(_) => {}
+            _ => {}
         }
     }
     for entry in std::fs::read_dir(containers).into_iter().flatten().flatten() {

@@ -163,6 +163,9 @@ pub fn pod_with(object: &Value, claims: &Claims) -> Result<LoweredPod, LowerErro
             .map(|alias| HostAliasV1 { ip: alias.ip.clone(), names: alias.hostnames.clone() })
             .collect(),
         dns: dns(spec),
+        is_gated: object["spec"]["readinessGates"]
+            .as_array()
+            .is_some_and(|gates| !gates.is_empty()),
         service_links: spec.enable_service_links.unwrap_or(true),
         pull_secrets,
         priority: i32::try_from(spec.priority.unwrap_or(0)).unwrap_or(0),

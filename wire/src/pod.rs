@@ -45,6 +45,8 @@ pub struct PodV1 {
     pub host_aliases: Vec<HostAliasV1>,
     /// What goes into `/etc/resolv.conf`.
     pub dns: DnsV1,
+    /// Others than its node have a say in whether it is ready (`readinessGates`).
+    pub is_gated: bool,
     /// Whether its containers get variables that name the Services of its namespace.
     pub service_links: bool,
     /// Names of the Secrets, in order, whose registry credentials pulls may use.
@@ -87,6 +89,7 @@ impl PodV1 {
             security: PodSecurityV1::default(),
             host_aliases: Vec::new(),
             dns: DnsV1::default(),
+            is_gated: false,
             service_links: true,
             pull_secrets: Vec::new(),
             priority: 0,

@@ -198,6 +198,7 @@ fn pod() -> PodV1 {
         },
         host_aliases: vec![HostAliasV1 { ip: "10.0.0.1".into(), names: vec!["db".into()] }],
         dns: DnsV1 { nameservers: vec!["10.0.0.2".into()], ..DnsV1::default() },
+        is_gated: false,
         service_links: true,
         pull_secrets: vec!["registry".into()],
         priority: 1000,

@@ -116,9 +116,6 @@ const PROJECTION_WARNED: &[Line] = &[
     ("podCertificate", When::Set, "the file is not there"),
 ];
 
-/// Warned about in a port.
-const PORT_WARNED: &[Line] = &[("hostPort", When::Set, "the port of the node is not opened")];
-
 /// Looks at the pod or pod template in `object`; nothing for other kinds.
 #[must_use]
 pub fn check(resource: &Resource, object: &Value) -> Unsupported {
@@ -213,7 +210,7 @@ fn pod(path: &Path<'_>, spec: &Fields, found: &mut Found) {
     for list in ["containers", "initContainers", "ephemeralContainers"] {
         let at = path.field(list);
         for (n, fields) in objects(spec, list) {
-            container(&at.index(n), fields, flag(spec, "hostNetwork"), found);
+            container(&at.index(n), fields, found);
         }
     }
     let at = path.field("volumes");
@@ -232,7 +229,7 @@ fn pod(path: &Path<'_>, spec: &Fields, found: &mut Found) {
     }
 }
 
-fn container(path: &Path<'_>, container: &Fields, host_network: bool, found: &mut Found) {
+fn container(path: &Path<'_>, container: &Fields, found: &mut Found) {
     found.look(path, container, CONTAINER_REFUSED, CONTAINER_WARNED);
     let context = fields(container, "securityContext");
     if flag(context, "runAsNonRoot") && super::number(context, "runAsUser") == Some(0) {
@@ -241,10 +238,6 @@ fn container(path: &Path<'_>, container: &Fields, host_network: bool, found: &mu
             &path.field("securityContext").field("runAsUser"),
             "must not be 0 when `runAsNonRoot` is true",
         );
-    }
-    let at = path.field("ports");
-    for (n, port) in objects(container, "ports").filter(|_| !host_network) {
-        found.look(&at.index(n), port, &[], PORT_WARNED);
     }
 }
 
@@ -332,7 +325,6 @@ mod tests {
                 refused spec.hostUsers: Forbidden: Pinnace cannot do this: user namespaces are not implemented yet
                 refused spec.runtimeClassName: Forbidden: Pinnace cannot do this: use "oci" or "wasm"
                 refused spec.containers[0].securityContext.runAsUser: Forbidden: must not be 0 when `runAsNonRoot` is true
-                warning spec.containers[0].ports[0].hostPort: not honoured by Pinnace yet: the port of the node is not opened
                 warning spec.volumes[2].nfs: not honoured by Pinnace yet: the folder stays empty
             "#]],
         );
@@ -364,7 +356,6 @@ mod tests {
             ("Container", [CONTAINER_REFUSED, CONTAINER_WARNED]),
             ("Volume", [&[], VOLUME_WARNED]),
             ("VolumeProjection", [&[], PROJECTION_WARNED]),
-            ("ContainerPort", [&[], PORT_WARNED]),
         ] {
             for (field, ..) in tables.into_iter().flatten() {
                 let mut at = of(kind);

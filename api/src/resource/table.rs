@@ -46,6 +46,7 @@ const NODE: GroupVersionKind = kind("", "v1", "Node");
 const POD: GroupVersionKind = kind("", "v1", "Pod");
 const CLAIM: GroupVersionKind = kind("", "v1", "PersistentVolumeClaim");
 const VOLUME: GroupVersionKind = kind("", "v1", "PersistentVolume");
+const SERVICE: GroupVersionKind = kind("", "v1", "Service");
 const DEPLOYMENT: GroupVersionKind = kind("apps", "v1", "Deployment");
 const REPLICA_SET: GroupVersionKind = kind("apps", "v1", "ReplicaSet");
 const SCALE: GroupVersionKind = kind("autoscaling", "v1", "Scale");
@@ -66,6 +67,22 @@ pub(super) static RESOURCES: &[Resource] = &[
         subresources: &[],
         storage: Storage::Durable,
         strategy: PLAIN,
+        field_selectors: &[],
+    },
+    Resource {
+        group: "",
+        version: "v1",
+        kind: "Endpoints",
+        list_kind: "EndpointsList",
+        plural: "endpoints",
+        singular: "endpoints",
+        short_names: &["ep"],
+        categories: &[],
+        namespaced: true,
+        verbs: ALL_VERBS,
+        subresources: &[],
+        storage: Storage::Durable,
+        strategy: Strategy { create_on_update: true, ..PLAIN },
         field_selectors: &[],
     },
     Resource {
@@ -254,6 +271,22 @@ pub(super) static RESOURCES: &[Resource] = &[
         field_selectors: &[],
     },
     Resource {
+        group: "",
+        version: "v1",
+        kind: "Service",
+        list_kind: "ServiceList",
+        plural: "services",
+        singular: "service",
+        short_names: &["svc"],
+        categories: &["all"],
+        namespaced: true,
+        verbs: ALL_VERBS,
+        subresources: &[own("status", SERVICE)],
+        storage: Storage::Durable,
+        strategy: Strategy { create_on_update: true, ..PLAIN },
+        field_selectors: &["spec.clusterIP", "spec.type"],
+    },
+    Resource {
         group: "apps",
         version: "v1",
         kind: "Deployment",
@@ -366,6 +399,22 @@ pub(super) static RESOURCES: &[Resource] = &[
         field_selectors: &[],
     },
     Resource {
+        group: "discovery.k8s.io",
+        version: "v1",
+        kind: "EndpointSlice",
+        list_kind: "EndpointSliceList",
+        plural: "endpointslices",
+        singular: "endpointslice",
+        short_names: &[],
+        categories: &[],
+        namespaced: true,
+        verbs: ALL_VERBS,
+        subresources: &[],
+        storage: Storage::Durable,
+        strategy: Strategy { has_generation: true, ..PLAIN },
+        field_selectors: &[],
+    },
+    Resource {
         group: "metrics.k8s.io",
         version: "v1beta1",
         kind: "NodeMetrics",
@@ -411,6 +460,22 @@ pub(super) static RESOURCES: &[Resource] = &[
         subresources: &[],
         storage: Storage::Virtual,
         strategy: PLAIN,
+        field_selectors: &[],
+    },
+    Resource {
+        group: "networking.k8s.io",
+        version: "v1",
+        kind: "NetworkPolicy",
+        list_kind: "NetworkPolicyList",
+        plural: "networkpolicies",
+        singular: "networkpolicy",
+        short_names: &["netpol"],
+        categories: &[],
+        namespaced: true,
+        verbs: ALL_VERBS,
+        subresources: &[],
+        storage: Storage::Durable,
+        strategy: Strategy { has_generation: true, ..PLAIN },
         field_selectors: &[],
     },
     Resource {

@@ -116,6 +116,19 @@ const PROJECTION_WARNED: &[Line] = &[
     ("podCertificate", When::Set, "the file is not there"),
 ];
 
+/// Refused in a Service: it believes to be reached by few, and is by all.
+const SERVICE_REFUSED: &[Line] = &[(
+    "loadBalancerSourceRanges",
+    When::Set,
+    "source ranges are not enforced, use a NetworkPolicy with an ipBlock",
+)];
+/// Warned about in a Service.
+const SERVICE_WARNED: &[Line] =
+    &[("loadBalancerIP", When::Set, "a load balancer has the addresses of the nodes")];
+/// Warned about in a port of a Service.
+const SERVICE_PORT_WARNED: &[Line] =
+    &[("protocol", When::NotOneOf(&["TCP", "UDP"]), "only TCP and UDP are carried")];
+
 /// Looks at the pod or pod template in `object`; nothing for other kinds.
 #[must_use]
 pub fn check(resource: &Resource, object: &Value) -> Unsupported {
@@ -132,6 +145,13 @@ pub fn check(resource: &Resource, object: &Value) -> Unsupported {
             let at = SPEC.field("template");
             annotations(&at.field("metadata"), fields(template, "metadata"), &mut found);
             pod(&at.field("spec"), fields(template, "spec"), &mut found);
+        }
+        ("", "Service") => {
+            found.look(&SPEC, spec, SERVICE_REFUSED, SERVICE_WARNED);
+            let at = SPEC.field("ports");
+            for (n, port) in objects(spec, "ports") {
+                found.look(&at.index(n), port, &[], SERVICE_PORT_WARNED);
+            }
         }
         ("", "PersistentVolume") => found.look(&SPEC, spec, &[], PERSISTENT_VOLUME_WARNED),
         ("storage.k8s.io", "StorageClass") => {

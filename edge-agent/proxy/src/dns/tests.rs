@@ -2,7 +2,7 @@
 //! servers do: lose, mix up, cut, refuse, and go away.
 
 use std::net::Ipv4Addr;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use proptest::prelude::*;
 use tokio::io::AsyncWriteExt;
@@ -37,6 +37,8 @@ enum Fault {
     Empty,
     /// Waits for [`Behind::gate`].
     Slow,
+    /// Asks [`Behind::next`].
+    Forwards,
 }
 
 /// A name server behind ours.
@@ -46,6 +48,8 @@ struct Behind {
     gate: Notify,
     ttl: Mutex<u32>,
     asked: Mutex<Vec<String>>,
+    /// Where it asks in turn, with [`Fault::Forwards`].
+    next: OnceLock<Dns>,
 }
 
 impl Behind {
@@ -107,6 +111,10 @@ impl Behind {
                     answers = vec![number, name, b"garbage".to_vec(), answer];
                 }
                 Fault::Slow => self.gate.notified().await,
+                Fault::Forwards => {
+                    let next = self.next.get().unwrap().clone();
+                    answers = next.answer(question, false).await.into_iter().collect();
+                }
                 _ => {}
             }
             for answer in answers {
@@ -158,6 +166,7 @@ impl World {
                 gate: Notify::new(),
                 ttl: Mutex::new(60),
                 asked: Mutex::default(),
+                next: OnceLock::new(),
             });
             behind.push(Arc::clone(&server));
             tokio::spawn(async move { tokio::join!(server.serve_udp(udp), server.serve_tcp(tcp)) });
@@ -405,6 +414,16 @@ async fn a_name_server_that_would_ask_us_is_not_asked() {
     dns.set_table(Arc::new(table));
     let answer = dns.answer(&ask("a.com", kind::A), false).await.unwrap();
     assert_eq!(show(&answer), "SERVFAIL\n");
+}
+
+#[tokio::test]
+async fn a_name_server_that_asks_us_in_turn_ends_in_a_failure_and_not_in_a_storm() {
+    let world = World::new(&[Fault::Forwards]).await;
+    world.behind[0].next.set(world.dns.clone()).unwrap();
+    let answer = world.ask("a.com").await;
+    assert!(answer.starts_with("SERVFAIL"), "{answer}");
+    let n_asked = world.n_asked()[0];
+    assert!(n_asked <= 3, "{n_asked}");
 }
 
 #[tokio::test]

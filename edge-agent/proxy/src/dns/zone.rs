@@ -65,6 +65,10 @@ pub(super) struct Answer {
 impl Index {
     /// Of a table whose lists are sorted.
     pub(super) fn new(table: Arc<Table>) -> Self {
+        debug_assert!(
+            table.services.is_sorted_by_key(|service| (&service.namespace, &service.name)),
+            "Services are found by their order"
+        );
         let domain = &table.node.cluster_domain;
         let zone = Name::from_text(domain).filter(|zone| *zone != Name::root());
         let text = |text| Name::from_text(text).unwrap_or_else(Name::root);

@@ -44,6 +44,10 @@ pub(crate) struct Config {
     #[arg(long, value_name = "CIDR", default_value = "10.42.0.0/16")]
     pub(crate) pod_cidr: String,
 
+    /// Addresses for Services.
+    #[arg(long, value_name = "CIDR", default_value = "10.43.0.0/16")]
+    pub(crate) service_cidr: String,
+
     /// A registry that is reached over plain HTTP; may be given more than once.
     #[arg(long, value_name = "HOST[:PORT]")]
     pub(crate) insecure_registry: Vec<String>,

@@ -45,6 +45,8 @@ const COMMANDS_WAITING_MAX: usize = 256;
 const NODE_PREFIX: u8 = 24;
 /// How long connections get to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(2);
+/// Which address of the Services' range answers names, as everywhere.
+const DNS_ADDRESS: u32 = 10;
 /// The file that says that the store was restored from a backup.
 const RESTORED_FILE: &str = store::archive::RESTORED_FILE;
 
@@ -83,6 +85,7 @@ pub(crate) async fn start(config: Config, shutdown: CancellationToken) -> anyhow
         .await
         .with_context(|| format!("--api-listen {}: cannot listen", config.api_listen))?;
     let api_port = listener.local_addr()?.port();
+    let api_address = on_this_machine(listener.local_addr()?);
     let host = host(&config);
     let pki = Arc::new(Pki::open(&dir.join("pki"), &names(&host, &config))?);
     let api = Api::new(Arc::clone(&store));
@@ -155,6 +158,8 @@ pub(crate) async fn start(config: Config, shutdown: CancellationToken) -> anyhow
         liveness,
         artifact_key: pki.artifact_public_key(),
         profile: profile(config.link_profile),
+        cluster: cluster(&config),
+        api_address,
         recorder: NodeEvents::new(recorder),
     };
     let inputs = nodes::Inputs { gateway: events, commands: commanded };
@@ -195,6 +200,33 @@ fn profile(profile: LinkProfile) -> dispatch::node::Profile {
         LinkProfile::Lan => dispatch::node::Profile::Lan,
         LinkProfile::Wan => dispatch::node::Profile::Wan,
         LinkProfile::Cellular => dispatch::node::Profile::Cellular,
+    }
+}
+
+/// Where a listener is reached from its own machine.
+fn on_this_machine(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+/// The address with this number in a range of IPv4.
+fn nth_address(cidr: &str, nth: u32) -> Option<IpAddr> {
+    let (first, _) = cidr.split_once('/')?;
+    let first: std::net::Ipv4Addr = first.parse().ok()?;
+    Some(std::net::Ipv4Addr::from_bits(first.to_bits().checked_add(nth)?).into())
+}
+
+/// The ranges and names of the cluster, as nodes are told them.
+fn cluster(config: &Config) -> nodes::Cluster {
+    nodes::Cluster {
+        pod_cidrs: vec![config.pod_cidr.clone()],
+        service_cidrs: vec![config.service_cidr.clone()],
+        dns: nth_address(&config.service_cidr, DNS_ADDRESS).into_iter().collect(),
+        domain: lower::CLUSTER_DOMAIN.to_owned(),
     }
 }
 

@@ -15,5 +15,6 @@
 //! the disk, so that after a reboot it serves before the agent has spoken.
 
 pub mod control;
+pub mod dns;
 pub mod links;
 pub mod table;

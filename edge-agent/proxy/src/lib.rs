@@ -17,3 +17,6 @@
 pub mod control;
 pub mod links;
 pub mod table;
+
+mod capture;
+mod routes;

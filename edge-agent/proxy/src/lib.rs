@@ -18,5 +18,11 @@ pub mod control;
 pub mod links;
 pub mod table;
 
+mod affinity;
+mod balance;
 mod capture;
+mod policy;
+mod pump;
+mod random;
 mod routes;
+mod view;

@@ -3,7 +3,7 @@
 //! Built anew from every table; only the [`Backend`]s, with their counts, go from
 //! one to the next. Pure: it dials nobody.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -379,6 +379,32 @@ impl View {
             _ => client,
         }
     }
+}
+
+/// All addresses that are endpoints, ready or not.
+pub(crate) fn endpoints(table: &Table) -> HashSet<SocketAddr> {
+    let ports = table.services.iter().flat_map(|service| &service.ports);
+    ports
+        .flat_map(|port| &port.endpoints)
+        .map(|endpoint| SocketAddr::new(endpoint.address, endpoint.port))
+        .collect()
+}
+
+/// Addresses that were endpoints of a Service, and of that Service and all others
+/// are no more. Of a Service that is gone as a whole nothing is said: its pods may
+/// well go on, and so do their connections.
+pub(crate) fn gone(before: &Table, after: &Table) -> HashSet<SocketAddr> {
+    let name = |service: &Service| (service.namespace.clone(), service.name.clone());
+    let left: HashSet<(String, String)> = after.services.iter().map(name).collect();
+    let there = endpoints(after);
+    let pods: HashSet<IpAddr> =
+        after.pods.iter().flat_map(|pod| pod.addresses.iter().copied()).collect();
+    let services = before.services.iter().filter(|service| left.contains(&name(service)));
+    services
+        .flat_map(|service| service.ports.iter().flat_map(|port| &port.endpoints))
+        .map(|endpoint| SocketAddr::new(endpoint.address, endpoint.port))
+        .filter(|address| !there.contains(address) && !pods.contains(&address.ip()))
+        .collect()
 }
 
 #[cfg(test)]

@@ -203,3 +203,19 @@ fn a_server_sees_the_client_where_its_answers_come_back_here() {
     assert_eq!(view.source_for_peer("192.0.2.1:5".parse().unwrap()).to_string(), "10.42.1.1:5");
     assert_eq!(view.source_for_peer("10.42.1.8:5".parse().unwrap()).to_string(), "10.42.1.8:5");
 }
+
+#[test]
+fn an_endpoint_is_gone_when_its_service_goes_on_without_it() {
+    let before = table();
+    let mut after = table();
+    let far: SocketAddr = "10.42.2.7:8080".parse().unwrap();
+    let near: SocketAddr = "10.42.1.7:8080".parse().unwrap();
+    after.services[2].ports[0].endpoints.retain(|e| e.node == "far" && e.address != far.ip());
+    assert!(gone(&before, &after).contains(&far));
+    assert!(!gone(&before, &after).contains(&near), "its pod is there");
+    after.pods.clear();
+    assert!(gone(&before, &after).contains(&near));
+    let deleted = Table { services: vec![], ..table() };
+    assert!(gone(&before, &deleted).is_empty());
+    assert!(gone(&before, &before).is_empty());
+}

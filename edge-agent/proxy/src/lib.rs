@@ -18,3 +18,17 @@ pub mod control;
 pub mod dns;
 pub mod links;
 pub mod table;
+
+mod affinity;
+mod balance;
+mod capture;
+mod dial;
+mod plane;
+mod policy;
+mod ports;
+mod pump;
+mod random;
+mod routes;
+mod tcp;
+mod udp;
+mod view;

@@ -17,3 +17,4 @@
 pub mod control;
 pub mod links;
 pub mod table;
+pub mod tunnel;

@@ -18,6 +18,7 @@ pub mod control;
 pub mod dns;
 pub mod links;
 pub mod table;
+pub mod tunnel;
 
 mod affinity;
 mod balance;

@@ -9,6 +9,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use anyhow::{Context, bail};
 use api::enrolment::{INFO_ENDPOINTS, INFO_NAME, INFO_NAMESPACE};
 use api::resource::Storage;
+use api::service::Ranges;
 use apiserver::{Api, Identity, Reason, Server, ServerOptions, Target, TokenIssuer, WriteOptions};
 use controllers::clock::Clock;
 use controllers::{cluster_services, node_cidr, node_lifecycle};
@@ -44,8 +45,6 @@ const COMMANDS_WAITING_MAX: usize = 256;
 const NODE_PREFIX: u8 = 24;
 /// How long connections get to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(2);
-/// Which address of the Services' range answers names, as everywhere.
-const DNS_ADDRESS: u32 = 10;
 /// The file that says that the store was restored from a backup.
 const RESTORED_FILE: &str = store::archive::RESTORED_FILE;
 
@@ -147,6 +146,7 @@ pub(crate) async fn start(config: Config, shutdown: CancellationToken) -> anyhow
     let usage = Usage::new(api.clone(), Arc::clone(&streams) as Arc<dyn usage::Nodes>);
     api.set_measured_source(usage);
     let liveness = Arc::new(Liveness::new());
+    let network = cluster(&config, &services);
     let services = cluster_services::Config { ranges: services, api_host: host, api_port };
     let component = Arc::new(Component::new(api.clone(), "pinnace:controllers"));
     cluster_services::establish(&component, &services)
@@ -172,7 +172,7 @@ pub(crate) async fn start(config: Config, shutdown: CancellationToken) -> anyhow
         liveness,
         artifact_key: pki.artifact_public_key(),
         profile: profile(config.link_profile),
-        cluster: cluster(&config),
+        cluster: network,
         api_address,
         recorder: NodeEvents::new(recorder),
     };
@@ -227,19 +227,12 @@ fn on_this_machine(listen: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, listen.port())
 }
 
-/// The address with this number in a range of IPv4.
-fn nth_address(cidr: &str, nth: u32) -> Option<IpAddr> {
-    let (first, _) = cidr.split_once('/')?;
-    let first: std::net::Ipv4Addr = first.parse().ok()?;
-    Some(std::net::Ipv4Addr::from_bits(first.to_bits().checked_add(nth)?).into())
-}
-
 /// The ranges and names of the cluster, as nodes are told them.
-fn cluster(config: &Config) -> nodes::Cluster {
+fn cluster(config: &Config, services: &Ranges) -> nodes::Cluster {
     nodes::Cluster {
         pod_cidrs: vec![config.pod_cidr.clone()],
         service_cidrs: vec![config.service_cidr.clone()],
-        dns: nth_address(&config.service_cidr, DNS_ADDRESS).into_iter().collect(),
+        dns: vec![services.dns_address()],
         domain: lower::CLUSTER_DOMAIN.to_owned(),
     }
 }

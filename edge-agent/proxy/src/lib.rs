@@ -18,16 +18,22 @@ pub mod control;
 pub mod links;
 pub mod table;
 
+pub use plane::Parts;
+pub use run::{RunError, SOCKET, Settings, run};
+
 mod affinity;
 mod balance;
 mod capture;
+mod confine;
 mod dial;
+mod persist;
 mod plane;
 mod policy;
 mod ports;
 mod pump;
 mod random;
 mod routes;
+mod run;
 mod tcp;
 mod udp;
 mod view;

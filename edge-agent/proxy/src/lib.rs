@@ -20,16 +20,22 @@ pub mod links;
 pub mod table;
 pub mod tunnel;
 
+pub use plane::Parts;
+pub use run::{RunError, SOCKET, Settings, run};
+
 mod affinity;
 mod balance;
 mod capture;
+mod confine;
 mod dial;
+mod persist;
 mod plane;
 mod policy;
 mod ports;
 mod pump;
 mod random;
 mod routes;
+mod run;
 mod tcp;
 mod udp;
 mod view;

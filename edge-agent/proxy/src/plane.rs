@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::affinity::Affinity;
@@ -34,6 +34,12 @@ pub struct Parts {
     pub uplink: Arc<dyn Uplink>,
     /// Who answers questions for names.
     pub names: Arc<dyn Names>,
+    /// Hears of every table, before the plane goes by it.
+    pub table: Box<dyn Fn(&Arc<Table>) + Send + Sync>,
+    /// Changes whenever a path does.
+    pub changes: watch::Receiver<u64>,
+    /// Accepts no more from other nodes, so that a successor can.
+    pub leave: Box<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>,
     /// How the other nodes are reached, for [`crate::control::Status`].
     pub paths: Box<dyn Fn() -> Vec<Path> + Send + Sync>,
     /// Fetches a connection that waits at the master: the peer, and the ticket.

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! table local   local <Services> dev lo src <gateway>
-//! table main    local <all pods> dev lo        pods' own /32 routes win
+//! table main    local <all pods> dev lo
+//!               unreachable <pods of this node>             their own /32 routes win
 //! table 101     local default dev lo
 //! rule 99       from <pods of this node> iif lo lookup main   what the plane sends
 //! rule 100      from <pods of this node> lookup 101           what pods send
@@ -36,13 +37,29 @@ const METRIC: u32 = 4096;
 /// Ranges this large are another word for "everything": the longer one wins.
 const PREFIX_MIN: u8 = 8;
 
-/// A route to the node itself.
+/// What becomes of packets by a route of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    /// They are the node's.
+    Local,
+    /// Nobody's: the sender is told at once.
+    Unreachable,
+}
+
+/// A route.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Route {
     table: u32,
+    kind: Kind,
     to: Net,
     source: Option<IpAddr>,
     metric: u32,
+}
+
+impl Route {
+    fn local(table: u32, to: Net, source: Option<IpAddr>) -> Self {
+        Self { table, kind: Kind::Local, to, source, metric: METRIC }
+    }
 }
 
 /// A rule.
@@ -71,20 +88,22 @@ pub(crate) fn wanted(ranges: &Ranges, is_captured: bool) -> State {
     };
     state.addresses = ranges.pods.iter().map(gateway).collect();
     for net in &ranges.services {
-        let source = gateway_of(net);
-        state.routes.insert(Route { table: TABLE_LOCAL, to: *net, source, metric: METRIC });
+        state.routes.insert(Route::local(TABLE_LOCAL, *net, gateway_of(net)));
     }
     if !is_captured {
         return state;
     }
     for net in &ranges.cluster {
-        let source = gateway_of(net);
-        state.routes.insert(Route { table: TABLE_MAIN, to: *net, source, metric: METRIC });
+        state.routes.insert(Route::local(TABLE_MAIN, *net, gateway_of(net)));
     }
     for net in &ranges.pods {
         if let Some(to) = everything(net.address().is_ipv6()) {
-            state.routes.insert(Route { table: TABLE, to, source: None, metric: METRIC });
+            state.routes.insert(Route::local(TABLE, to, None));
         }
+        // A cluster of one node may have one range for both: the shorter metric wins.
+        let metric = METRIC - 1;
+        let kind = Kind::Unreachable;
+        state.routes.insert(Route { table: TABLE_MAIN, kind, to: *net, source: None, metric });
         let rule = |priority, from_here, table| Rule { priority, from: *net, from_here, table };
         state.rules.insert(rule(PRIORITY_OWN, true, TABLE_MAIN));
         state.rules.insert(rule(PRIORITY_PODS, false, TABLE));
@@ -161,11 +180,11 @@ mod tests {
     #[test]
     fn a_plan_carried_out_leaves_nothing_to_do_and_one_for_nothing_removes_all() {
         let all = wanted(&ranges(), true);
-        assert_eq!((all.addresses.len(), all.routes.len(), all.rules.len()), (2, 5, 4));
+        assert_eq!((all.addresses.len(), all.routes.len(), all.rules.len()), (2, 7, 4));
         assert_eq!(plan(&all, &all), []);
         let up = plan(&all, &State::default());
         let down = plan(&State::default(), &all);
-        assert_eq!((up.len(), down.len()), (11, 11));
+        assert_eq!((up.len(), down.len()), (13, 13));
         assert!(matches!(up[0], Step::AddAddress(_)), "routes name it as their source");
         assert!(matches!(down[0], Step::RemoveRule(_)), "nothing is led to what is gone");
         let few = wanted(&ranges(), false);

@@ -336,10 +336,13 @@ fn begin(
     let out = match place {
         Place::Peer(peer) => {
             let flow = Plane::flow(view, Protocol::Udp, key.client, to);
+            // First, for the answer may be quick.
+            let answer = (flow.source, to);
+            lock(&plane.datagrams.by_answer).insert(answer, key.clone());
             if !plane.parts()?.links.send(peer, flow, bytes) {
+                lock(&plane.datagrams.by_answer).remove(&answer);
                 return Err(io::ErrorKind::NetworkUnreachable.into());
             }
-            lock(&plane.datagrams.by_answer).insert((flow.source, to), key.clone());
             Out::Peer(Arc::clone(peer), flow)
         }
         Place::Pod | Place::Node | Place::World => {

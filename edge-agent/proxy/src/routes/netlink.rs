@@ -5,15 +5,15 @@ use std::net::IpAddr;
 
 use futures::TryStreamExt;
 use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
-use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
+use rtnetlink::{Handle, IpVersion};
 
 use super::{
-    METRIC, PRIORITY_OWN, PRIORITY_PODS, PROTOCOL, Route, Rule, State, Step, TABLE, TABLE_MAIN,
+    Kind, PRIORITY_OWN, PRIORITY_PODS, PROTOCOL, Route, Rule, State, Step, TABLE, TABLE_MAIN,
     overlap, plan, wanted,
 };
 use crate::capture::Ranges;
@@ -161,7 +161,11 @@ fn route_of(message: &RouteMessage) -> Option<Route> {
         Some(to) => Net::new(to, message.header.destination_prefix_length)?,
         None => super::everything(message.header.address_family == AddressFamily::Inet6)?,
     };
-    Some(Route { table, to, source, metric })
+    let kind = match message.header.kind {
+        RouteType::Unreachable => Kind::Unreachable,
+        _ => Kind::Local,
+    };
+    Some(Route { table, kind, to, source, metric })
 }
 
 /// A rule, where it is one of ours.
@@ -192,7 +196,9 @@ async fn take(handle: &Handle, step: &Step) -> Result<(), RoutesError> {
     let result = match step {
         Step::AddAddress(address) => {
             let prefix = if address.is_ipv6() { 128 } else { 32 };
-            let request = handle.address().add(LOOPBACK_INDEX, *address, prefix).replace();
+            let mut request = handle.address().add(LOOPBACK_INDEX, *address, prefix).replace();
+            // Nobody else on this link has it; routes may name it at once.
+            request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
             request.execute().await
         }
         Step::RemoveAddress(address) => remove_address(handle, *address).await,
@@ -215,30 +221,29 @@ fn is_done_already(error: &rtnetlink::Error) -> bool {
 }
 
 fn message(route: &Route) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    let header = &mut message.header;
     let is_ipv6 = route.to.address().is_ipv6();
-    let mut message = if is_ipv6 {
-        RouteMessageBuilder::<std::net::Ipv6Addr>::new()
-            .output_interface(LOOPBACK_INDEX)
-            .table_id(route.table)
-            .priority(METRIC)
-            .build()
-    } else {
-        RouteMessageBuilder::<std::net::Ipv4Addr>::new()
-            .output_interface(LOOPBACK_INDEX)
-            .table_id(route.table)
-            .priority(METRIC)
-            .build()
-    };
-    message.header.kind = RouteType::Local;
-    message.header.scope = RouteScope::Host;
-    message.header.protocol = RouteProtocol::from(PROTOCOL);
-    message.header.destination_prefix_length = route.to.prefix();
+    header.address_family = if is_ipv6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
+    header.protocol = RouteProtocol::from(PROTOCOL);
+    header.destination_prefix_length = route.to.prefix();
+    let attributes = &mut message.attributes;
+    match route.kind {
+        Kind::Local => {
+            header.kind = RouteType::Local;
+            header.scope = RouteScope::Host;
+            attributes.push(RouteAttribute::Oif(LOOPBACK_INDEX));
+        }
+        Kind::Unreachable => header.kind = RouteType::Unreachable,
+    }
+    attributes.push(RouteAttribute::Table(route.table));
+    attributes.push(RouteAttribute::Priority(route.metric));
     if route.to.prefix() > 0 {
         let address = RouteAddress::from(route.to.address());
-        message.attributes.push(RouteAttribute::Destination(address));
+        attributes.push(RouteAttribute::Destination(address));
     }
     if let Some(source) = route.source {
-        message.attributes.push(RouteAttribute::PrefSource(RouteAddress::from(source)));
+        attributes.push(RouteAttribute::PrefSource(RouteAddress::from(source)));
     }
     message
 }

@@ -186,7 +186,7 @@ fn what_is_not_the_best_is_reviewed_after_a_minute_then_less_often() {
     assert_eq!(bench.state(), State::Up(2));
     // The old way stays while something is on it, and goes when nothing is.
     bench.use_way(2, 0);
-    assert_eq!(bench.after(50_000), "");
+    assert_eq!(bench.after(40_000), "");
     bench.leave_alone(1);
     assert_eq!(bench.after(9_999), "");
     assert_eq!(bench.after(1), "x1");

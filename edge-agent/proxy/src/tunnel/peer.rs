@@ -289,7 +289,7 @@ impl Task {
                     Ok((id, End::Closed(why))) => {
                         tracing::debug!(peer = &*self.name, why, "a link ended");
                         self.sessions.remove(&id);
-                        self.choice.closed(id, &why);
+                        self.choice.closed(self.now(), id, &why);
                     }
                     Ok((id, End::Leaving)) => self.choice.leaving(id),
                     Err(_aborted) => {}

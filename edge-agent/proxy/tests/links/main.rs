@@ -53,9 +53,11 @@ async fn each_direction_ends_by_itself_and_a_break_is_no_end() {
     timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
     assert_eq!(answer, "100000");
 
-    let mut stream = open(&a, &b, BREAK).await.unwrap();
-    let mut answer = Vec::new();
-    let problem = timeout(PATIENCE, stream.read_to_end(&mut answer)).await.unwrap().unwrap_err();
+    let broken = async {
+        let mut answer = Vec::new();
+        open(&a, &b, BREAK).await?.read_to_end(&mut answer).await
+    };
+    let problem = timeout(PATIENCE, broken).await.unwrap().unwrap_err();
     assert_eq!(problem.kind(), io::ErrorKind::ConnectionReset, "{problem}");
 
     // The other way round: the pod is told that its client has gone.

@@ -286,6 +286,9 @@ impl Tunnel {
     /// A node that does not reach this one waits at the master: fetches its
     /// connection.
     pub fn relay(&self, peer: &str, ticket: [u8; 16]) {
+        if self.core.leave.is_cancelled() {
+            return;
+        }
         let fetching = listen::fetch(self.core.clone(), peer.to_owned(), ticket);
         let cancel = self.core.cancel.clone();
         self.core.spawn(async move {
@@ -320,6 +323,7 @@ impl Tunnel {
     /// are there. What is open goes on.
     pub async fn leave(&self) {
         self.core.leave.cancel();
+        self.core.endpoint.set_server_config(None);
         let view = self.core.view();
         for known in view.peers.values() {
             if let Some(session) = known.handle.current() {

@@ -77,6 +77,22 @@ impl Carrier {
         }
     }
 
+    /// Closes with a reason that the peer is told.
+    pub(super) fn refuse(&self, why: &str) {
+        match self {
+            Self::Quic(quic) => quic.refuse(why),
+            Self::Mux(mux, _) => mux.refuse(why),
+        }
+    }
+
+    /// Why it is over, once it is.
+    pub(super) fn ended(&self) -> Option<String> {
+        match self {
+            Self::Quic(quic) => quic.ended(),
+            Self::Mux(mux, _) => mux.ended(),
+        }
+    }
+
     pub(super) fn measures(&self) -> Measures {
         match self {
             Self::Quic(quic) => quic.measures(),

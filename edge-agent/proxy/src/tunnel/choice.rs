@@ -171,6 +171,8 @@ struct Race {
     waiting: Vec<(Duration, Target)>,
     running: Vec<(u32, Target)>,
     failures: Vec<String>,
+    /// Only what is better than what was there is tried.
+    is_narrow: bool,
 }
 
 /// The ways to one peer.
@@ -249,9 +251,24 @@ impl Choice {
 
     /// Somebody wants to go there.
     pub(super) fn wanted(&mut self, now: Duration) {
-        if self.best().is_none() && self.race.is_none() && self.retry_at <= now {
+        if self.best().is_some() {
+            return;
+        }
+        if self.race.is_some() {
+            self.widen(now);
+        } else if self.retry_at <= now {
             self.is_wanted = true;
         }
+    }
+
+    /// What there was is gone: a race for something better becomes one for anything.
+    fn widen(&mut self, now: Duration) {
+        let plan = self.plan(now, None);
+        let Some(race) = self.race.as_mut().filter(|race| race.is_narrow) else { return };
+        race.is_narrow = false;
+        race.waiting = plan;
+        let running = &race.running;
+        race.waiting.retain(|(_, target)| !running.iter().any(|(_, other)| other == target));
     }
 
     /// These are the peer's addresses, the likeliest first.
@@ -327,6 +344,7 @@ impl Choice {
         let reached = rank(way.lane, 0);
         match &mut self.race {
             Some(race) => {
+                race.is_narrow = true;
                 race.running.retain(|(running, _)| Some(*running) != number);
                 race.waiting.retain(|(_, target)| rank(target.lane, 0) < reached);
                 race.running.retain(|(running, target)| {
@@ -376,8 +394,11 @@ impl Choice {
     }
 
     /// A way is over.
-    pub(super) fn closed(&mut self, id: u64, why: &str) {
+    pub(super) fn closed(&mut self, now: Duration, id: u64, why: &str) {
         self.ways.retain(|known| known.way.id != id);
+        if self.best().is_none() {
+            self.widen(now);
+        }
         if self.ways.is_empty() && self.race.is_none() {
             self.why = why.chars().take(160).collect();
         }
@@ -422,7 +443,8 @@ impl Choice {
                 _ => Vec::new(),
             };
             if !waiting.is_empty() {
-                self.race = Some(Race { waiting, ..Race::default() });
+                let is_narrow = self.best().is_some();
+                self.race = Some(Race { waiting, is_narrow, ..Race::default() });
             }
         }
         let Some(race) = &mut self.race else { return actions };

@@ -71,7 +71,12 @@ async fn open_over(
         _ => Failed::Lost(error),
     })?;
     let mut stream = Counted::new(stream, session.clone());
-    write_flow(&mut stream, &flow).await.map_err(Failed::Lost)?;
+    // A stream that broke on a link that did not: the far end was there, and has gone.
+    let broken = |error: io::Error| match session.carrier.ended() {
+        Some(why) => Failed::Lost(io::Error::new(io::ErrorKind::NotConnected, why)),
+        None => Failed::Answered(error),
+    };
+    write_flow(&mut stream, &flow).await.map_err(broken)?;
     let silence = SILENCE + Duration::from_micros(before.rtt_us.into()) * 4;
     let answer = {
         let mut answering = std::pin::pin!(timeout_at(deadline, read_answer(&mut stream)));
@@ -90,7 +95,7 @@ async fn open_over(
         let text = format!("node {peer} does not say whether it is connected");
         Failed::Answered(io::Error::new(io::ErrorKind::TimedOut, text))
     };
-    match answer.map_err(late)?.map_err(Failed::Lost)?.error(peer, &flow) {
+    match answer.map_err(late)?.map_err(broken)?.error(peer, &flow) {
         None => Ok(stream),
         Some(error) => Err(Failed::Answered(error)),
     }

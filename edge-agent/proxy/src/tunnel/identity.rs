@@ -11,7 +11,8 @@
 //! on which the CA or the certificate itself was made.
 
 use std::fmt;
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -114,8 +115,9 @@ impl Keys {
     }
 
     /// For dialling `peer`, and nobody else.
-    pub(super) fn client(&self, peer: &str) -> Result<ClientConfig, rustls::Error> {
+    pub(super) fn client(&self, peer: &str) -> Result<(ClientConfig, Refusal), rustls::Error> {
         let verifier = Verifier::new(&self.identity, &self.provider, Some(peer.to_owned()));
+        let refusal = verifier.refusal.clone();
         let mut config = ClientConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
@@ -127,7 +129,7 @@ impl Keys {
         config.alpn_protocols = vec![ALPN_LINK.to_vec()];
         config.resumption = rustls::client::Resumption::disabled();
         config.enable_sni = false;
-        Ok(config)
+        Ok((config, refusal))
     }
 
     /// A key that is the same after a restart, for QUIC's stateless resets: a peer
@@ -136,6 +138,38 @@ impl Keys {
         let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, self.identity.key.secret_der());
         let derived = ring::hmac::sign(&key, b"pinnace-link stateless reset");
         ring::hmac::Key::new(ring::hmac::HMAC_SHA256, derived.as_ref())
+    }
+}
+
+/// Why a certificate was refused: what TLS and QUIC make of it is hard to read.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Refusal(Arc<Mutex<Option<String>>>);
+
+impl Refusal {
+    /// The error for people.
+    pub(super) fn explain(&self, error: impl fmt::Display) -> io::Error {
+        let why = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match why {
+            Some(why) => io::Error::new(io::ErrorKind::PermissionDenied, why),
+            None => io::Error::other(error.to_string()),
+        }
+    }
+
+    fn remember(&self, error: &rustls::Error) {
+        let why = match error {
+            // Two clusters' CAs may have the same name; then only the signature differs.
+            rustls::Error::InvalidCertificate(
+                CertificateError::UnknownIssuer | CertificateError::BadSignature,
+            ) => "its certificate is of another cluster".into(),
+            rustls::Error::InvalidCertificate(
+                CertificateError::Expired | CertificateError::ExpiredContext { .. },
+            ) => "its certificate has expired (or this board's clock is ahead)".into(),
+            rustls::Error::InvalidCertificate(CertificateError::Other(other)) => {
+                other.to_string()
+            }
+            other => other.to_string(),
+        };
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
     }
 }
 
@@ -188,6 +222,7 @@ struct Verifier {
     expected: Option<String>,
     known_past: fn() -> UnixTime,
     provider: Arc<CryptoProvider>,
+    refusal: Refusal,
 }
 
 /// Why a certificate that is right by itself was refused.
@@ -208,10 +243,20 @@ impl Verifier {
             expected,
             known_past: identity.known_past,
             provider: provider.clone(),
+            refusal: Refusal::default(),
         }
     }
 
     fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        chain: &[CertificateDer<'_>],
+    ) -> Result<(), rustls::Error> {
+        let verified = self.verify_chain(leaf, chain);
+        verified.inspect_err(|error| self.refusal.remember(error))
+    }
+
+    fn verify_chain(
         &self,
         leaf: &CertificateDer<'_>,
         chain: &[CertificateDer<'_>],
@@ -395,6 +440,7 @@ mod tests {
             expected: expected.map(str::to_owned),
             known_past,
             provider: Arc::new(provider(true)),
+            refusal: Refusal::default(),
         };
         let dialled = ServerName::try_from(SERVER_NAME).unwrap();
         let now = at::<0>();
@@ -418,7 +464,7 @@ mod tests {
             ("of the CA before", None, at::<NOW>(), leaf(&old, NODES, "x", ClientAuth), ""),
             ("without a clock", Some("pi-1"), at::<0>(), node(), ""),
             ("another node", Some("pi-2"), at::<NOW>(), node(), "should"),
-            ("a stranger", None, at::<NOW>(), leaf(&theirs, NODES, "pi-1", ClientAuth), "Issuer"),
+            ("a stranger", None, at::<NOW>(), leaf(&theirs, NODES, "pi-1", ClientAuth), "BadSig"),
             ("expired", None, at::<LATER>(), node(), "Expired"),
             ("a user", None, at::<NOW>(), leaf(&ours, "dev", "pi-1", ClientAuth), NODES),
             ("the master", None, at::<NOW>(), leaf(&ours, NODES, "m", ServerAuth), "Purpose"),

@@ -71,9 +71,6 @@ async fn accept_quic(
     let certificate = quic.certificate();
     let name = certificate.as_ref().map_or_else(|| Err("there is none".to_owned()), node_name);
     let name = name.map_err(|why| io::Error::new(io::ErrorKind::PermissionDenied, why))?;
-    if !core.view().peers.contains_key(&*name) {
-        quic.refuse(UNKNOWN);
-    }
     welcome(core, &name, Lane::Quic, Carrier::Quic(quic), permit).await
 }
 
@@ -157,7 +154,7 @@ async fn welcome(
     let unknown = || {
         io::Error::new(io::ErrorKind::PermissionDenied, format!("node {name} is not in the table"))
     };
-    let handle = handle.ok_or_else(unknown)?;
+    let handle = handle.ok_or_else(unknown).inspect_err(|_| carrier.refuse(UNKNOWN))?;
     let session = Session::accepted(core.next_session(), lane, carrier).await?;
     drop(permit);
     handle.incoming(Arc::new(session)).await;

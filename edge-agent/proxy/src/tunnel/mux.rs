@@ -14,7 +14,7 @@
 //! | 4 credit | u32: so many more bytes may be sent on the stream |
 //! | 5 datagram | its bytes; stream 0 |
 //! | 6 ping, 7 pong | u64 of the asker; stream 0 |
-//! | 8 goodbye | none: the connection ends; stream 0 |
+//! | 8 goodbye | why the connection ends, as text; stream 0 |
 //!
 //! Flow control is per stream, so that a slow reader holds up nobody else. A
 //! stream begins with a window of [`WINDOW`] and gets a larger one where its reader
@@ -201,8 +201,19 @@ impl Mux {
 
     /// Says goodbye and ends.
     pub(super) fn close(&self) {
-        self.shared.state().goodbye();
+        self.shared.state().goodbye("");
         self.shared.end("this node closed it");
+    }
+
+    /// As [`Mux::close`], with a reason that the peer is told.
+    pub(super) fn refuse(&self, why: &str) {
+        self.shared.state().goodbye(why);
+        self.shared.end("this node refused it");
+    }
+
+    /// Why it is over, once it is.
+    pub(super) fn ended(&self) -> Option<String> {
+        self.shared.state().ended.clone()
     }
 
     /// Bytes sent, bytes received, round trip in microseconds.
@@ -258,7 +269,7 @@ async fn read_frames<C: AsyncRead>(
                     let _full = inbox.datagrams.try_send(Bytes::copy_from_slice(content));
                 }
                 Ok(Heard::Pong(sent_us)) => shared.measured(sent_us),
-                Ok(Heard::Goodbye) => return io::Error::other("the peer closed it"),
+                Ok(Heard::Goodbye(why)) => return io::Error::other(why),
                 Err(error) => return error,
             }
             bytes::Buf::advance(&mut buffer, HEAD_BYTES + length);

@@ -289,7 +289,7 @@ impl Task {
                     Ok((id, End::Closed(why))) => {
                         tracing::debug!(peer = &*self.name, why, "a link ended");
                         self.sessions.remove(&id);
-                        self.choice.closed(id, &why);
+                        self.choice.closed(self.now(), id, &why);
                     }
                     Ok((id, End::Leaving)) => self.choice.leaving(id),
                     Err(_aborted) => {}
@@ -317,6 +317,7 @@ impl Task {
         let now = self.now();
         if self.n_changes != place.n_changes {
             self.n_changes = place.n_changes;
+            self.measure();
             self.choice.network_changed(now);
         }
         self.choice.set_addresses(now, place.addresses);
@@ -326,7 +327,11 @@ impl Task {
         let now = self.now();
         match command {
             Command::Wanted => self.choice.wanted(now),
-            Command::Suspect(id) => self.choice.suspect(now, id),
+            Command::Suspect(id) => {
+                // What was heard before is no sign of life.
+                self.measure();
+                self.choice.suspect(now, id);
+            }
             Command::Incoming(session) if self.sessions.len() < SESSIONS_MAX => {
                 self.add(None, session);
             }

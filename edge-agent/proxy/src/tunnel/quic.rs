@@ -103,13 +103,14 @@ pub(super) async fn dial(
     address: SocketAddr,
     keep_alive: Duration,
 ) -> io::Result<Quic> {
-    let tls = keys.client(peer).map_err(io::Error::other)?;
+    let (tls, refusal) = keys.client(peer).map_err(io::Error::other)?;
     let crypto = QuicClientConfig::try_from(tls).map_err(io::Error::other)?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     config.transport_config(transport(keep_alive));
     let connecting =
         endpoint.connect_with(config, address, SERVER_NAME).map_err(io::Error::other)?;
-    Ok(Quic::start(connecting.await.map_err(|error| io::Error::other(told(&error)))?))
+    let connected = connecting.await.map_err(|error| refusal.explain(told(&error)));
+    connected.map(Quic::start)
 }
 
 /// Why a connection ended, for people.
@@ -218,6 +219,11 @@ impl Quic {
 
     pub(super) fn close(&self) {
         self.connection.close(CLOSED, b"");
+    }
+
+    /// Why it is over, once it is.
+    pub(super) fn ended(&self) -> Option<String> {
+        self.connection.close_reason().map(|error| told(&error))
     }
 
     /// Closes with a reason that the peer is told.

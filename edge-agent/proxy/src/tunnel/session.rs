@@ -57,7 +57,8 @@ impl Session {
             read_hello(&mut stream).await?;
             Ok(stream)
         };
-        let stream = in_time(hello).await?;
+        let why = |error| carrier.ended().map_or(error, io::Error::other);
+        let stream = in_time(hello).await.map_err(why)?;
         Ok(Self::new(id, lane, true, carrier, stream))
     }
 

@@ -40,9 +40,10 @@ pub(super) async fn dial_over<C>(
 where
     C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let config = keys.client(peer).map_err(io::Error::other)?;
+    let (config, refusal) = keys.client(peer).map_err(io::Error::other)?;
     let name = ServerName::try_from(SERVER_NAME).map_err(io::Error::other)?;
-    let stream = TlsConnector::from(Arc::new(config)).connect(name, connection).await?;
+    let stream = TlsConnector::from(Arc::new(config)).connect(name, connection).await;
+    let stream = stream.map_err(|error| refusal.explain(error))?;
     Ok(Mux::start(stream, true, keep_alive))
 }
 

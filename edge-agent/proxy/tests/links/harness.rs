@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use proxy::control::Path;
@@ -21,7 +21,6 @@ use rcgen::{
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -75,7 +74,7 @@ impl Ca {
 #[derive(Debug, Default)]
 pub(crate) struct Pods {
     /// Datagrams are answered through it.
-    links: OnceLock<Tunnel>,
+    links: Mutex<Option<Tunnel>>,
     pub(crate) flows: Mutex<Vec<(String, Flow)>>,
     pub(crate) datagrams: Mutex<Vec<(String, Flow, Vec<u8>)>>,
     pub(crate) n_open: Arc<AtomicUsize>,
@@ -105,8 +104,9 @@ impl Acceptor for Pods {
         self.datagrams.lock().unwrap().push((peer.to_owned(), flow, datagram.to_vec()));
         if flow.destination.port() == ECHO {
             let back = Flow { source: flow.destination, destination: flow.source, ..flow };
-            let Some(links) = self.links.get() else { return };
-            links.send(peer, back, datagram);
+            if let Some(links) = &*self.links.lock().unwrap() {
+                links.send(peer, back, datagram);
+            }
         }
     }
 }
@@ -262,9 +262,9 @@ pub(crate) struct Node {
     pub(crate) tunnel: Tunnel,
     pub(crate) pods: Arc<Pods>,
     pub(crate) number: u8,
+    master: Arc<Master>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
-    pub(crate) runtime: Handle,
 }
 
 /// How a node is started.
@@ -342,17 +342,18 @@ impl<'a> Setup<'a> {
                 tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let tunnel = Tunnel::start(identity, config, way, acceptor).unwrap();
-                started.send((tunnel, Handle::current())).unwrap();
+                started.send(tunnel).unwrap();
                 let _dropped = stopped.await;
             });
             // As a process that is killed: nobody is told.
             runtime.shutdown_background();
         });
-        let (tunnel, runtime) = starting.recv_timeout(PATIENCE).unwrap();
-        pods.links.set(tunnel.clone()).unwrap();
+        let tunnel = starting.recv_timeout(PATIENCE).unwrap();
+        *pods.links.lock().unwrap() = Some(tunnel.clone());
         self.master.nodes.lock().unwrap().insert(name.to_owned(), tunnel.clone());
         let name = name.to_owned();
-        Node { name, tunnel, pods, number, stop: Some(stop), thread: Some(thread), runtime }
+        let master = self.master.clone();
+        Node { name, tunnel, pods, master, number, stop: Some(stop), thread: Some(thread) }
     }
 }
 
@@ -360,6 +361,9 @@ impl Drop for Node {
     fn drop(&mut self) {
         drop(self.stop.take());
         let ended = self.thread.take().unwrap().join();
+        self.master.nodes.lock().unwrap().remove(&self.name);
+        // The pods hold the tunnel that holds them.
+        self.pods.links.lock().unwrap().take();
         assert!(ended.is_ok() || std::thread::panicking());
     }
 }
@@ -499,8 +503,8 @@ pub(crate) fn inside(namespace: &str, line: &str) {
 pub(crate) fn firewall(namespace: &str, rule: Option<&str>) {
     let rule = rule.map_or_else(String::new, |rule| format!("{rule} drop"));
     let rules = format!(
-        "add table inet test; delete table inet test; table inet test {{ chain input {{ \
-         type filter hook input priority 0; {rule}; }} }}"
+        "add table inet test\ndelete table inet test\ntable inet test {{\nchain input {{\n\
+         type filter hook input priority 0\n{rule}\n}}\n}}\n"
     );
     let status = Command::new("nsenter")
         .arg(format!("--net=/run/netns/{namespace}"))

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use harness::{
-    BREAK, COUNT, Ca, Cable, ECHO, Master, PATIENCE, REFUSED, Setup, TALLY, echo, firewall, flow,
+    BREAK, COUNT, Ca, Cable, ECHO, Master, Node, PATIENCE, REFUSED, Setup, TALLY, echo, firewall, flow,
     inside, introduce, open, path, table_node, until,
 };
 use proxy::links::{Flow, Links};
@@ -19,18 +19,17 @@ use tokio::time::timeout;
 const FIRST: &str = "127.0.0.1";
 const SECOND: &str = "127.0.0.2";
 
-macro_rules! two_nodes {
-    ($a:ident, $b:ident) => {
-        let (ca, master) = (Ca::new(), Arc::<Master>::default());
-        let $a = Setup::new(&ca, &master).at([127, 0, 0, 1]).start(1);
-        let $b = Setup::new(&ca, &master).at([127, 0, 0, 2]).start(2);
-        introduce(&[(&$a, FIRST), (&$b, SECOND)]);
-    };
+fn two_nodes() -> (Ca, Node, Node) {
+    let (ca, master) = (Ca::new(), Arc::<Master>::default());
+    let a = Setup::new(&ca, &master).at([127, 0, 0, 1]).start(1);
+    let b = Setup::new(&ca, &master).at([127, 0, 0, 2]).start(2);
+    introduce(&[(&a, FIRST), (&b, SECOND)]);
+    (ca, a, b)
 }
 
 #[tokio::test]
 async fn connections_go_both_ways_over_one_link() {
-    two_nodes!(a, b);
+    let (_ca, a, b) = two_nodes();
     assert!(a.tunnel.paths().is_empty(), "nothing is dialled before it is wanted");
     echo(&a, &b, 3 << 20).await;
     echo(&b, &a, 3 << 20).await;
@@ -46,7 +45,7 @@ async fn connections_go_both_ways_over_one_link() {
 
 #[tokio::test]
 async fn each_direction_ends_by_itself_and_a_break_is_no_end() {
-    two_nodes!(a, b);
+    let (_ca, a, b) = two_nodes();
     let mut stream = open(&a, &b, COUNT).await.unwrap();
     stream.write_all(&[7; 100_000]).await.unwrap();
     stream.shutdown().await.unwrap();
@@ -54,9 +53,11 @@ async fn each_direction_ends_by_itself_and_a_break_is_no_end() {
     timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
     assert_eq!(answer, "100000");
 
-    let mut stream = open(&a, &b, BREAK).await.unwrap();
-    let mut answer = Vec::new();
-    let problem = timeout(PATIENCE, stream.read_to_end(&mut answer)).await.unwrap().unwrap_err();
+    let broken = async {
+        let mut answer = Vec::new();
+        open(&a, &b, BREAK).await?.read_to_end(&mut answer).await
+    };
+    let problem = timeout(PATIENCE, broken).await.unwrap().unwrap_err();
     assert_eq!(problem.kind(), io::ErrorKind::ConnectionReset, "{problem}");
 
     // The other way round: the pod is told that its client has gone.
@@ -71,7 +72,7 @@ async fn each_direction_ends_by_itself_and_a_break_is_no_end() {
 
 #[tokio::test]
 async fn many_connections_at_once() {
-    two_nodes!(a, b);
+    let (_ca, a, b) = two_nodes();
     let echoes = (0..64).map(|at| echo(&a, &b, 10_000 + at * 997));
     let back = (0..64).map(|at| echo(&b, &a, 10_000 + at * 997));
     let echoes = echoes.map(|echo| Box::pin(echo) as std::pin::Pin<Box<dyn Future<Output = ()>>>);
@@ -95,7 +96,7 @@ async fn many_connections_at_once() {
 
 #[tokio::test]
 async fn what_is_refused_there_is_refused_here() {
-    two_nodes!(a, b);
+    let (_ca, a, b) = two_nodes();
     let refused = open(&a, &b, REFUSED).await.err().unwrap();
     assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
     assert!(refused.to_string().contains("10.42.2.9:9 on node node-2"), "{refused}");
@@ -106,7 +107,7 @@ async fn what_is_refused_there_is_refused_here() {
 
 #[tokio::test]
 async fn a_node_speaks_for_its_own_pods_only() {
-    two_nodes!(a, b);
+    let (_ca, a, b) = two_nodes();
     let lies = [
         Flow { source: flow(3, 2, ECHO).source, ..flow(1, 2, ECHO) },
         Flow { source: flow(2, 2, ECHO).source, ..flow(1, 2, ECHO) },
@@ -142,7 +143,7 @@ async fn a_node_speaks_for_its_own_pods_only() {
 
 #[tokio::test]
 async fn datagrams_arrive_whole_short_and_long_the_first_of_them_too() {
-    two_nodes!(a, b);
+    let (_ca, a, _b) = two_nodes();
     for n_bytes in [0, 1, 512, 1100, 1300, 9000, 65_507] {
         let flow = Flow { protocol: Protocol::Udp, ..flow(1, 2, ECHO) };
         let sent: Vec<u8> = (0..n_bytes).map(|at| (at % 250) as u8).collect();
@@ -203,7 +204,7 @@ async fn a_stranger_and_one_that_was_removed_are_not_let_in() {
 
 #[tokio::test]
 async fn two_that_dial_each_other_at_once_agree_on_one_link() {
-    two_nodes!(a, b);
+    let (_ca, a, b) = two_nodes();
     tokio::join!(echo(&a, &b, 1000), echo(&b, &a, 1000));
     for _ in 0..4 {
         tokio::join!(echo(&a, &b, 1000), echo(&b, &a, 1000));
@@ -229,7 +230,7 @@ async fn a_link_that_nobody_uses_is_closed_and_made_again() {
 
 #[tokio::test]
 async fn another_certificate_is_used_for_new_links() {
-    two_nodes!(a, b);
+    let (ca, a, b) = two_nodes();
     echo(&a, &b, 1000).await;
     let (new_ca, master) = (Ca::new(), Arc::<Master>::default());
     // Both believe both while the CA is replaced.
@@ -247,7 +248,7 @@ async fn another_certificate_is_used_for_new_links() {
 
 #[tokio::test]
 async fn who_leaves_serves_what_is_open_and_gets_nothing_new() {
-    two_nodes!(a, b);
+    let (_ca, a, b) = two_nodes();
     let mut stream = open(&a, &b, ECHO).await.unwrap();
     b.tunnel.leave().await;
     until("it is known", || (path(&a, &b).lane != "quic").then_some(())).await;
@@ -259,21 +260,20 @@ async fn who_leaves_serves_what_is_open_and_gets_nothing_new() {
     assert!(problem.to_string().contains("node-2 cannot be reached"), "{problem}");
 }
 
-macro_rules! cabled {
-    ($cable:ident, $master:ident, $a:ident, $b:ident) => {
-        let (ca, $master) = (Ca::new(), Arc::<Master>::default());
-        let $cable = Cable::new();
-        let soon = Duration::from_secs(1);
-        let setup = || Setup::new(&ca, &$master).review(soon).listen("0.0.0.0:7443");
-        let $a = setup().within(&$cable.a).start(1);
-        let $b = setup().within(&$cable.b).start(2);
-        introduce(&[(&$a, "10.99.0.1"), (&$b, "10.99.0.2")]);
-    };
+fn cabled() -> (Cable, Arc<Master>, Node, Node) {
+    let (ca, master) = (Ca::new(), Arc::<Master>::default());
+    let cable = Cable::new();
+    let soon = Duration::from_secs(1);
+    let setup = || Setup::new(&ca, &master).review(soon).listen("0.0.0.0:7443");
+    let a = setup().within(&cable.a).start(1);
+    let b = setup().within(&cable.b).start(2);
+    introduce(&[(&a, "10.99.0.1"), (&b, "10.99.0.2")]);
+    (cable, master, a, b)
 }
 
 #[tokio::test]
 async fn tls_where_udp_is_blocked_and_quic_again_when_it_is_not() {
-    cabled!(cable, master, a, b);
+    let (cable, _master, a, b) = cabled();
     firewall(&cable.b, Some("meta l4proto udp"));
     echo(&a, &b, 3 << 20).await;
     echo(&b, &a, 3 << 20).await;
@@ -298,7 +298,7 @@ async fn tls_where_udp_is_blocked_and_quic_again_when_it_is_not() {
 
 #[tokio::test]
 async fn through_the_master_where_nothing_else_passes_and_it_reads_nothing() {
-    cabled!(cable, master, a, b);
+    let (cable, master, a, b) = cabled();
     firewall(&cable.a, Some("meta l4proto { tcp, udp }"));
     firewall(&cable.b, Some("meta l4proto { tcp, udp }"));
     echo(&a, &b, 1 << 20).await;
@@ -323,7 +323,7 @@ async fn through_the_master_where_nothing_else_passes_and_it_reads_nothing() {
 
 #[tokio::test]
 async fn a_node_behind_nat_is_reached_over_what_it_dialled() {
-    cabled!(cable, master, a, b);
+    let (cable, master, a, b) = cabled();
     firewall(&cable.a, Some("ct state new"));
     echo(&a, &b, 1000).await;
     echo(&b, &a, 1000).await;
@@ -333,7 +333,7 @@ async fn a_node_behind_nat_is_reached_over_what_it_dialled() {
 
 #[tokio::test]
 async fn a_node_behind_nat_that_is_called_through_the_master_calls_back() {
-    cabled!(cable, master, a, b);
+    let (cable, master, a, b) = cabled();
     firewall(&cable.a, Some("ct state new"));
     echo(&b, &a, 1000).await;
     until("the direct way is found", || (path(&b, &a).lane == "quic").then_some(())).await;
@@ -343,7 +343,7 @@ async fn a_node_behind_nat_that_is_called_through_the_master_calls_back() {
 
 #[tokio::test]
 async fn connections_outlive_a_new_address_of_who_dialled() {
-    cabled!(cable, master, a, b);
+    let (cable, _master, a, b) = cabled();
     let mut stream = open(&a, &b, TALLY).await.unwrap();
     stream.write_all(b"x").await.unwrap();
     assert_eq!(stream.read_u64_le().await.unwrap(), 1);
@@ -360,7 +360,7 @@ async fn connections_outlive_a_new_address_of_who_dialled() {
 
 #[tokio::test]
 async fn a_node_is_found_again_where_it_is_now() {
-    cabled!(cable, master, a, b);
+    let (cable, _master, a, b) = cabled();
     echo(&a, &b, 1000).await;
     inside(&cable.b, "ip address del 10.99.0.2/24 dev cable");
     inside(&cable.b, "ip address add 10.99.0.8/24 dev cable");

@@ -186,7 +186,7 @@ fn what_is_not_the_best_is_reviewed_after_a_minute_then_less_often() {
     assert_eq!(bench.state(), State::Up(2));
     // The old way stays while something is on it, and goes when nothing is.
     bench.use_way(2, 0);
-    assert_eq!(bench.after(50_000), "");
+    assert_eq!(bench.after(40_000), "");
     bench.leave_alone(1);
     assert_eq!(bench.after(9_999), "");
     assert_eq!(bench.after(1), "x1");
@@ -314,4 +314,23 @@ fn a_peer_that_moved_is_dialled_where_it_is_now() {
     // While it is looked for, it moves once more.
     bench.choice.set_addresses(bench.now, vec![address(3)]);
     assert_eq!(bench.after(0), "3=quic .3 4=tls .3");
+}
+
+#[test]
+fn what_breaks_while_better_is_looked_for_is_looked_for_too() {
+    let mut bench = Bench::new(&[1]);
+    bench.want();
+    assert_eq!(bench.after(300), "2=tls .1");
+    bench.connect(Some(2), Lane::Tls, Some(1), 1000);
+    bench.choice.closed(bench.now, 1, "broken");
+    assert_eq!((bench.after(300).as_str(), bench.state()), ("3=tls .1", State::Trying));
+    assert_eq!(bench.fail(3), "");
+    assert_eq!(bench.fail(1), "4=relay");
+    // The same where it falls silent.
+    let mut bench = Bench::new(&[1]);
+    bench.want();
+    bench.after(300);
+    bench.connect(Some(2), Lane::Tls, Some(1), 1000);
+    bench.choice.suspect(bench.now, 1);
+    assert_eq!(bench.after(300), "3=tls .1");
 }

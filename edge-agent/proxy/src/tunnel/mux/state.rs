@@ -33,7 +33,8 @@ pub(super) enum Heard {
     Datagram,
     /// The round trip of a ping that was sent then.
     Pong(u64),
-    Goodbye,
+    /// The peer ends it, and says why.
+    Goodbye(String),
 }
 
 /// How one direction of a stream ended.
@@ -187,8 +188,10 @@ impl State {
         }
     }
 
-    pub(super) fn goodbye(&mut self) {
-        self.put(0, GOODBYE, &[]);
+    pub(super) fn goodbye(&mut self, why: &str) {
+        if self.ended.is_none() {
+            self.put(0, GOODBYE, why.as_bytes());
+        }
     }
 
     pub(super) fn send_datagram(&mut self, bytes: &[u8]) -> bool {
@@ -224,7 +227,11 @@ impl State {
                 return Ok(Heard::Answered);
             }
             PONG => return Ok(Heard::Pong(u64::from_le_bytes(u64_of()?))),
-            GOODBYE => return Ok(Heard::Goodbye),
+            GOODBYE if content.is_empty() => return Ok(Heard::Goodbye("the peer closed it".into())),
+            GOODBYE => {
+                let why: String = String::from_utf8_lossy(content).chars().take(120).collect();
+                return Ok(Heard::Goodbye(format!("the peer refuses: {why}")));
+            }
             // Of a later version.
             _ => return Ok(Heard::Nothing),
         }

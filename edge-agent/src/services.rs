@@ -174,7 +174,7 @@ impl Keeper {
 
     /// Connects to the proxy; starts one where there is none, or `replace` asks for it.
     async fn connect(&self, replace: bool) -> UnixStream {
-        let socket = self.settings.run_dir.join(proxy::run::SOCKET);
+        let socket = self.settings.run_dir.join(proxy::SOCKET);
         let mut started: Option<tokio::time::Instant> = None;
         let mut wait = RETRY_FIRST;
         let mut must_start = replace;

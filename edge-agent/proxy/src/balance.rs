@@ -75,9 +75,7 @@ pub(crate) struct Preference<'a> {
 /// The endpoints that may be asked, as indices.
 pub(crate) fn usable(endpoints: &[Endpoint], preference: Preference<'_>) -> Vec<usize> {
     let here = |n: &usize| endpoints[*n].node == preference.node;
-    let near = |n: &usize| {
-        !preference.zone.is_empty() && endpoints[*n].zone == preference.zone
-    };
+    let near = |n: &usize| !preference.zone.is_empty() && endpoints[*n].zone == preference.zone;
     let all: Vec<usize> =
         (0..endpoints.len()).filter(|n| !preference.only_here || here(n)).collect();
     let those = |fits: &dyn Fn(&Endpoint) -> bool| -> Vec<usize> {

@@ -98,8 +98,7 @@ impl Relays {
     }
 
     fn enter(self: &Arc<Self>, backend: SocketAddr) -> Entry {
-        let slot =
-            Arc::new(Slot { asked: AtomicU8::new(0), waker: AtomicWaker::new(), backend });
+        let slot = Arc::new(Slot { asked: AtomicU8::new(0), waker: AtomicWaker::new(), backend });
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         self.slots().insert(id, Arc::clone(&slot));
         Entry { relays: Arc::clone(self), id, slot }

@@ -7,12 +7,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use proxy::Parts;
 use proxy::control::Capture;
 use proxy::dns::Dns;
 use proxy::links::{Acceptor, BoxFuture, Connection, Uplink};
-use proxy::plane::Parts;
-use proxy::run::{RunError, Settings};
 use proxy::tunnel::{self, Tunnel};
+use proxy::{RunError, Settings};
 
 use super::version;
 use crate::hooks::chain;
@@ -89,7 +89,7 @@ pub async fn run(options: Options) -> Result<(), ProcessError> {
         confine: Some(Vec::new()),
     };
     let tunnel_port = options.tunnel_port;
-    proxy::run::run(settings, |plane| assemble(identity, tunnel_port, plane)).await?;
+    proxy::run(settings, |plane| assemble(identity, tunnel_port, plane)).await?;
     Ok(())
 }
 

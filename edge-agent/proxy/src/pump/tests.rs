@@ -18,9 +18,7 @@ fn backend() -> SocketAddr {
 }
 
 /// Client, server, and what carries bytes between them.
-async fn relayed(
-    relays: &Arc<Relays>,
-) -> (TcpStream, TcpStream, JoinHandle<io::Result<End>>) {
+async fn relayed(relays: &Arc<Relays>) -> (TcpStream, TcpStream, JoinHandle<io::Result<End>>) {
     let (client, near) = pair().await;
     let (far, server) = pair().await;
     let relays = Arc::clone(relays);

@@ -93,7 +93,8 @@ pub(super) fn fragments(packet: &[u8], id: u32) -> Vec<Vec<u8>> {
 /// The sum of 16-bit words, as the Internet's checksum has it.
 fn sum(bytes: &[u8]) -> u64 {
     let mut words = bytes.chunks_exact(2);
-    let sum: u64 = words.by_ref().map(|word| u64::from(u16::from_be_bytes([word[0], word[1]]))).sum();
+    let sum: u64 =
+        words.by_ref().map(|word| u64::from(u16::from_be_bytes([word[0], word[1]]))).sum();
     sum + words.remainder().first().map_or(0, |byte| u64::from(*byte) << 8)
 }
 
@@ -120,10 +121,9 @@ mod tests {
 
     #[test]
     fn a_packet_adds_up() {
-        for (from, to, addresses) in [
-            ("10.43.0.10:53", "10.42.1.7:4000", 12..20),
-            ("[fd43::a]:53", "[fd42::7]:4000", 8..40),
-        ] {
+        for (from, to, addresses) in
+            [("10.43.0.10:53", "10.42.1.7:4000", 12..20), ("[fd43::a]:53", "[fd42::7]:4000", 8..40)]
+        {
             for payload in [&b""[..], b"x", b"even", b"an odd number"] {
                 let packet = packet(from, to, payload);
                 let udp = &packet[addresses.end..];
@@ -159,7 +159,8 @@ mod tests {
         }
         assert_eq!(body, four[20..]);
         let six = packet("[fd43::a]:53", "[fd42::7]:4000", &payload);
-        let body: Vec<u8> = fragments(&six, 7).iter().flat_map(|piece| piece[48..].to_vec()).collect();
+        let body: Vec<u8> =
+            fragments(&six, 7).iter().flat_map(|piece| piece[48..].to_vec()).collect();
         assert_eq!(body, six[40..]);
         assert!(fragments(&[], 7).is_empty());
     }

@@ -9,7 +9,7 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use crate::table::{Distribution, Endpoint};
 
@@ -44,10 +44,6 @@ pub(crate) struct Active(Arc<Backend>);
 impl Active {
     pub(crate) fn address(&self) -> SocketAddr {
         self.0.address
-    }
-
-    pub(crate) fn backend(&self) -> Weak<Backend> {
-        Arc::downgrade(&self.0)
     }
 }
 

@@ -26,6 +26,7 @@ mod balance;
 mod capture;
 mod confine;
 mod dial;
+mod handover;
 mod persist;
 mod plane;
 mod policy;

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -79,7 +79,11 @@ pub(crate) struct Plane {
     pub(crate) relays: Arc<Relays>,
     pub(crate) datagrams: Datagrams,
     /// Where connections go that are paused.
-    pub(crate) moving: OnceLock<mpsc::Sender<Moving>>,
+    moving: Mutex<Option<mpsc::Sender<Moving>>>,
+    /// How many connections there are that cannot move.
+    pub(crate) n_fixed: AtomicUsize,
+    /// How many connections are being opened.
+    pub(crate) n_opening: AtomicUsize,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -102,7 +106,9 @@ impl Plane {
             grace,
             relays: Arc::default(),
             datagrams: Datagrams::new()?,
-            moving: OnceLock::new(),
+            moving: Mutex::default(),
+            n_fixed: AtomicUsize::new(0),
+            n_opening: AtomicUsize::new(0),
         }))
     }
 
@@ -122,6 +128,15 @@ impl Plane {
 
     pub(crate) fn view(&self) -> Arc<View> {
         Arc::clone(&lock(&self.view))
+    }
+
+    /// Where paused connections go from now on.
+    pub(crate) fn set_moving(&self, to: Option<mpsc::Sender<Moving>>) {
+        *lock(&self.moving) = to;
+    }
+
+    pub(crate) fn moving(&self) -> Option<mpsc::Sender<Moving>> {
+        lock(&self.moving).clone()
     }
 
     /// Puts a table in force.

@@ -11,6 +11,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
@@ -48,6 +49,22 @@ pub(crate) async fn accept(plane: Arc<Plane>, listener: Arc<TcpListener>, entry:
     }
 }
 
+/// Counts a connection that is being opened.
+struct Opening(Arc<Plane>);
+
+impl Opening {
+    fn new(plane: &Arc<Plane>) -> Self {
+        plane.n_opening.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(plane))
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.0.n_opening.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Where a connection goes on.
 enum Far {
     Tcp(TcpStream),
@@ -55,6 +72,7 @@ enum Far {
 }
 
 async fn serve(plane: Arc<Plane>, stream: TcpStream, client: SocketAddr, entry: Entry) {
+    let opening = Opening::new(&plane);
     let client = SocketAddr::new(client.ip().to_canonical(), client.port());
     let Ok(asked) = stream.local_addr() else { return };
     let view = plane.view();
@@ -63,7 +81,7 @@ async fn serve(plane: Arc<Plane>, stream: TcpStream, client: SocketAddr, entry: 
         Some(Way::Names) => {
             if let Ok(parts) = plane.parts() {
                 let names = Arc::clone(&parts.names);
-                drop((view, plane));
+                drop((view, opening, plane));
                 names.stream(client, Box::new(stream)).await;
             }
             return;
@@ -77,9 +95,13 @@ async fn serve(plane: Arc<Plane>, stream: TcpStream, client: SocketAddr, entry: 
     };
     match opened {
         // A task of its own: it lives as long as the connection, and holds less.
-        Ok((Far::Tcp(far), active)) => drop(tokio::spawn(carry(plane, stream, far, active))),
+        Ok((Far::Tcp(far), active)) => {
+            tokio::spawn(carry(plane, stream, far, active));
+        }
         Ok((Far::Stream(far), active)) => drop(tokio::spawn(async move {
+            plane.n_fixed.fetch_add(1, Ordering::Relaxed);
             let _ = relay_stream(stream, far).await;
+            plane.n_fixed.fetch_sub(1, Ordering::Relaxed);
             drop(active);
         })),
         Err(error) => {
@@ -105,7 +127,7 @@ pub(crate) async fn carry_on(
     let backend = active.address();
     let end = relay(near, far, &plane.relays, backend, ended).await;
     if let Ok(End::Paused(near, far, ended)) = end
-        && let Some(moving) = plane.moving.get()
+        && let Some(moving) = plane.moving()
     {
         let _ = moving.send(Moving { near, far, backend, ended }).await;
     }

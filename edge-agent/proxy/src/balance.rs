@@ -8,8 +8,8 @@
 //! its own connections, so it knows.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::table::{Distribution, Endpoint};
 
@@ -71,9 +71,7 @@ pub(crate) struct Preference<'a> {
 /// The endpoints that may be asked, as indices.
 pub(crate) fn usable(endpoints: &[Endpoint], preference: Preference<'_>) -> Vec<usize> {
     let here = |n: &usize| endpoints[*n].node == preference.node;
-    let near = |n: &usize| {
-        !preference.zone.is_empty() && endpoints[*n].zone == preference.zone
-    };
+    let near = |n: &usize| !preference.zone.is_empty() && endpoints[*n].zone == preference.zone;
     let all: Vec<usize> =
         (0..endpoints.len()).filter(|n| !preference.only_here || here(n)).collect();
     let those = |fits: &dyn Fn(&Endpoint) -> bool| -> Vec<usize> {

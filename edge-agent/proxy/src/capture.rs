@@ -103,10 +103,7 @@ struct SkLookup {
 
 /// Tries the ways in order, or only the one that is forced. Returns what works,
 /// and why not the ones before it.
-pub(crate) async fn choose(
-    sockets: &Sockets,
-    forced: Option<Capture>,
-) -> (Capturing, String) {
+pub(crate) async fn choose(sockets: &Sockets, forced: Option<Capture>) -> (Capturing, String) {
     let mut reasons = Vec::new();
     let wanted = |capture| forced.is_none_or(|forced| forced == capture);
     let made = |way| Capturing { way, ranges: Ranges::default(), live: Live::new() };
@@ -220,7 +217,10 @@ impl SkLookup {
     fn new(sockets: &Sockets) -> io::Result<Self> {
         let map = Map::sockets("pinnace_sockets", SOCKETS)?;
         for (index, fd) in sockets.indexed() {
-            map.insert(&index.to_ne_bytes(), &u64::from(fd.as_raw_fd().unsigned_abs()).to_ne_bytes())?;
+            map.insert(
+                &index.to_ne_bytes(),
+                &u64::from(fd.as_raw_fd().unsigned_abs()).to_ne_bytes(),
+            )?;
         }
         let live = Map::set("pinnace_live", program::KEY_BYTES, LIVE_MAX)?;
         let own = Map::set("pinnace_own", program::ADDRESS_BYTES, OWN_MAX)?;

@@ -177,13 +177,8 @@ fn receive_blocking(stream: &Blocking) -> io::Result<Coming> {
     stream.set_write_timeout(Some(PATIENCE))?;
     let invalid = || io::Error::new(io::ErrorKind::InvalidData, "not a piece that belongs here");
     let (hello, capture): (Hello, _) = wire::receive(stream)?;
-    let mut coming = Coming {
-        hello,
-        capture,
-        ports: Vec::new(),
-        connections: Vec::new(),
-        flows: Vec::new(),
-    };
+    let mut coming =
+        Coming { hello, capture, ports: Vec::new(), connections: Vec::new(), flows: Vec::new() };
     loop {
         let (piece, fds): (Piece, _) = wire::receive(stream)?;
         let n_fds = match &piece {

@@ -18,7 +18,7 @@ pub mod control;
 pub mod links;
 pub mod table;
 
-pub use plane::Parts;
+pub use plane::{OnTable, Parts};
 pub use run::{RunError, SOCKET, Settings, run};
 
 mod affinity;

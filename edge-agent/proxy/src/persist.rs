@@ -44,12 +44,8 @@ pub(crate) fn read(path: &Path) -> io::Result<Option<Table>> {
 pub(crate) fn write(path: &Path, table: &Table) -> io::Result<()> {
     let bytes = encode(table)?;
     let beside = path.with_extension("tmp");
-    let mut file = OpenOptions::new()
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .mode(0o600)
-        .open(&beside)?;
+    let mut file =
+        OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&beside)?;
     file.write_all(&bytes)?;
     file.sync_all()?;
     fs::rename(&beside, path)?;

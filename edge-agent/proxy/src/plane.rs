@@ -26,6 +26,9 @@ use crate::view::{Backends, Candidate, Place, Port, Scope, View, Who, gone};
 /// How many endpoints are tried before a client is turned away.
 pub(crate) const TRIES: usize = 3;
 
+/// Hears of a table.
+pub type OnTable = Box<dyn Fn(&Arc<Table>) + Send + Sync>;
+
 /// The other parts of the program.
 pub struct Parts {
     /// The way to other nodes.
@@ -35,7 +38,7 @@ pub struct Parts {
     /// Who answers questions for names.
     pub names: Arc<dyn Names>,
     /// Hears of every table, before the plane goes by it.
-    pub table: Box<dyn Fn(&Arc<Table>) + Send + Sync>,
+    pub table: OnTable,
     /// Changes whenever a path does.
     pub changes: watch::Receiver<u64>,
     /// Accepts no more from other nodes, so that a successor can.

@@ -144,9 +144,8 @@ fn services_ports(view: &View, service: &Service, want: &mut impl FnMut(Bind, En
             // Elsewhere nothing can be listened at; pods of this node are captured.
             let is_here = view.table.node.addresses.contains(address);
             let key = (*address, port.port, protocol);
-            let answers = view.external(key).is_some_and(|made| {
-                !made.candidates(Scope::External).is_empty()
-            });
+            let answers =
+                view.external(key).is_some_and(|made| !made.candidates(Scope::External).is_empty());
             if is_here && answers {
                 let bind = Bind { protocol, address: SocketAddr::new(*address, port.port) };
                 want(bind, Entry::External(*address, port.port), &owner);

@@ -254,10 +254,8 @@ impl Running {
         successors: UnixListener,
     ) -> Result<bool, RunError> {
         let mut changes = self.changes.clone();
-        let mut terminate =
-            signal(SignalKind::terminate()).map_err(failed("wait for signals"))?;
-        let mut interrupt =
-            signal(SignalKind::interrupt()).map_err(failed("wait for signals"))?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(failed("wait for signals"))?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("wait for signals"))?;
         let mut agent: Option<Agent> = None;
         let mut persist_at = Instant::now() + PERSIST_EVERY;
         loop {
@@ -336,7 +334,8 @@ impl Running {
         self.is_written &= self.table.as_ref() == Some(&table);
         let generation = table.generation;
         self.table = Some(table);
-        let degraded = if problems.is_empty() { self.degraded.clone() } else { problems.join("; ") };
+        let degraded =
+            if problems.is_empty() { self.degraded.clone() } else { problems.join("; ") };
         for problem in problems {
             tracing::error!(%problem, generation, "a table is not wholly in force");
         }

@@ -87,9 +87,7 @@ async fn serve(plane: Arc<Plane>, stream: TcpStream, client: SocketAddr, entry: 
             return;
         }
         Some(Way::Api(port)) => open_api(&plane, &view, &port, client, asked).await,
-        Some(Way::Service(port, scope)) => {
-            open_service(&plane, &view, &port, scope, client).await
-        }
+        Some(Way::Service(port, scope)) => open_service(&plane, &view, &port, scope, client).await,
         Some(Way::Direct(to, place)) => open(&plane, &view, client, to, &place).await,
         Some(Way::Refused) | None => Err(io::ErrorKind::ConnectionRefused.into()),
     };

@@ -273,13 +273,7 @@ fn plain(address: &SockaddrStorage) -> Option<SocketAddr> {
 }
 
 /// A client's datagram.
-fn arrived(
-    plane: &Arc<Plane>,
-    entry: &Entry,
-    client: SocketAddr,
-    asked: SocketAddr,
-    bytes: &[u8],
-) {
+fn arrived(plane: &Arc<Plane>, entry: &Entry, client: SocketAddr, asked: SocketAddr, bytes: &[u8]) {
     let key = Key { client, asked, peer: None };
     let mut tried = Vec::new();
     match send_on(plane, &key, bytes) {
@@ -388,12 +382,8 @@ fn begin(
             let socket = Arc::new(dial::flow(source, to)?);
             // Not through the runtime, which has not seen yet that it can be written.
             socket2::SockRef::from(&*socket).send(bytes)?;
-            let reader = tokio::spawn(read_answers(
-                Arc::clone(plane),
-                Arc::clone(&socket),
-                key.clone(),
-                to,
-            ));
+            let reader =
+                tokio::spawn(read_answers(Arc::clone(plane), Arc::clone(&socket), key.clone(), to));
             Out::Socket(socket, reader.abort_handle())
         }
     };

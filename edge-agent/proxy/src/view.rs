@@ -242,9 +242,9 @@ impl View {
 
     /// Whether a port of a Service still leads to this backend.
     pub(crate) fn has(&self, port_id: u64, scope: Scope, backend: SocketAddr) -> bool {
-        self.ports.get(&port_id).is_some_and(|port| {
-            port.candidates(scope).iter().any(|c| c.backend.address == backend)
-        })
+        self.ports
+            .get(&port_id)
+            .is_some_and(|port| port.candidates(scope).iter().any(|c| c.backend.address == backend))
     }
 
     /// Where an address is.
@@ -255,9 +255,11 @@ impl View {
         if self.ranges.pods.iter().any(|net| net.contains(address)) {
             return Place::Pod;
         }
-        let by_net = self.peer_prefixes.iter().rev().find_map(|prefix| {
-            self.peer_nets.get(&Net::new(address, *prefix)?)
-        });
+        let by_net = self
+            .peer_prefixes
+            .iter()
+            .rev()
+            .find_map(|prefix| self.peer_nets.get(&Net::new(address, *prefix)?));
         match by_net.or_else(|| self.peer_addresses.get(&address)) {
             Some(peer) => Place::Peer(Arc::clone(peer)),
             None => Place::World,

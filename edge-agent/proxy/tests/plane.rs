@@ -62,13 +62,8 @@ fn everything_works_where_pods_are_captured(capture: Capture) {
         service("udp-half", UDP, "10.43.0.29:53", &[&at(1, 9), &at(1, 8053)]),
         Service { is_api: true, ..service("kubernetes", TCP, "10.43.0.1:443", &[]) },
     ];
-    let host_port = HostPort {
-        protocol: TCP,
-        port: 8088,
-        host_ip: None,
-        pod: pod_address(1),
-        pod_port: 8080,
-    };
+    let host_port =
+        HostPort { protocol: TCP, port: 8088, host_ip: None, pod: pod_address(1), pod_port: 8080 };
     let mut all = Table { host_ports: vec![host_port], ..table(1, services) };
     let status = plane.apply(&all);
     assert_eq!((status.capture, status.degraded.as_str()), (capture, ""));

@@ -73,10 +73,8 @@ fn nobody_notices_an_upgrade(capture: Capture) {
             for n in 0..N_UPGRADES {
                 let asked = n_asked.load(Ordering::Relaxed);
                 let version = format!("test {n}");
-                let next = Plane::with(
-                    &world,
-                    Settings { version, ..settings(folder.path(), capture) },
-                );
+                let next =
+                    Plane::with(&world, Settings { version, ..settings(folder.path(), capture) });
                 let old = std::mem::replace(&mut plane, next);
                 plane.status(|status| status.generation == 1 && status.capture == capture);
                 echo(&mut talking, format!("after upgrade {n}").as_bytes()).unwrap();

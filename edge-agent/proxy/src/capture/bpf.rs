@@ -58,9 +58,8 @@ impl Attributes {
     unsafe fn call(&mut self, command: i32) -> io::Result<i32> {
         // SAFETY: the kernel reads and writes within the 128 bytes, and by the
         // pointers that the caller answers for.
-        let result = unsafe {
-            libc::syscall(libc::SYS_bpf, command, self.0.as_mut_ptr(), self.0.len())
-        };
+        let result =
+            unsafe { libc::syscall(libc::SYS_bpf, command, self.0.as_mut_ptr(), self.0.len()) };
         if result < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -190,8 +189,7 @@ pub(super) fn load(name: &str, code: &[Instruction]) -> io::Result<OwnedFd> {
 
 /// Puts the program in force in a network namespace, until the link is closed.
 pub(super) fn attach(program: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let mut attributes =
-        Attributes::new().fd(0, program).fd(4, namespace).u32(8, ATTACH_SK_LOOKUP);
+    let mut attributes = Attributes::new().fd(0, program).fd(4, namespace).u32(8, ATTACH_SK_LOOKUP);
     // SAFETY: the attributes hold no pointer, and a link is a descriptor.
     unsafe { attributes.open(LINK_CREATE) }
 }

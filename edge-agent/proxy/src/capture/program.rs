@@ -283,11 +283,12 @@ fn family(
     is_ipv6: bool,
     ends: Ends,
 ) {
-    let (local, remote) =
-        if is_ipv6 { (LOCAL_IP6, REMOTE_IP6) } else { (LOCAL_IP4, REMOTE_IP4) };
+    let (local, remote) = if is_ipv6 { (LOCAL_IP6, REMOTE_IP6) } else { (LOCAL_IP4, REMOTE_IP4) };
     let of_family = |net: &&Net| net.address().is_ipv6() == is_ipv6;
     let pods: Vec<(&Net, Net)> = (ranges.pods.iter().filter(of_family))
-        .filter_map(|net| Some((net, Net::new(super::gateway(net), if is_ipv6 { 128 } else { 32 })?)))
+        .filter_map(|net| {
+            Some((net, Net::new(super::gateway(net), if is_ipv6 { 128 } else { 32 })?))
+        })
         .collect();
 
     for net in ranges.services.iter().filter(of_family) {

@@ -98,11 +98,7 @@ fn what_is_captured_is_what_pods_send_and_what_pods_and_live_services_are_sent()
     way.apply((&ranges(), &live), (&ranges(), &none)).unwrap();
     check(Tcp, "10.42.1.7:1000", "10.43.1.1:80", "refused");
     let (program, _) = load(&Ranges::default(), way.maps(), true).unwrap();
-    let context = context(
-        Tcp,
-        "10.42.1.7:1".parse().unwrap(),
-        "8.8.8.8:443".parse().unwrap(),
-    );
+    let context = context(Tcp, "10.42.1.7:1".parse().unwrap(), "8.8.8.8:443".parse().unwrap());
     assert_eq!(bpf::trial(program.as_fd(), &context).unwrap(), (1, 0));
 }
 

@@ -32,7 +32,10 @@ pub(crate) struct Ports {
 
 /// Whether the kernel takes such rules; leaves nothing behind.
 pub(super) async fn probe(ports: &Ports) -> io::Result<()> {
-    let script = format!("{}delete table inet {PROBE}\n", script(PROBE, ports, &Ranges::default(), &Live::new()));
+    let script = format!(
+        "{}delete table inet {PROBE}\n",
+        script(PROBE, ports, &Ranges::default(), &Live::new())
+    );
     run(&script).await
 }
 
@@ -75,7 +78,10 @@ fn script(table: &str, ports: &Ports, ranges: &Ranges, live: &Live) -> String {
     );
     for net in &ranges.services {
         let (ip, n) = family(net);
-        let _ = writeln!(text, "    {ip} daddr {net} {ip} daddr . meta l4proto . th dport @live{n} goto ours");
+        let _ = writeln!(
+            text,
+            "    {ip} daddr {net} {ip} daddr . meta l4proto . th dport @live{n} goto ours"
+        );
         let _ = writeln!(text, "    {ip} daddr {net} accept");
     }
     for net in &ranges.pods {
@@ -117,9 +123,10 @@ fn sets(text: &mut String, is_ipv6: bool, ranges: &Ranges, live: &Live) {
     let (n, kind) = if is_ipv6 { ("6", "ipv6_addr") } else { ("4", "ipv4_addr") };
     let of_family = |address: &IpAddr| address.is_ipv6() == is_ipv6;
     let own = ranges.own.iter().filter(|a| of_family(a)).map(IpAddr::to_string);
-    let live = live.iter().filter(|(address, ..)| of_family(address)).map(
-        |(address, port, protocol)| format!("{address} . {} . {port}", protocol.to_string().to_lowercase()),
-    );
+    let live =
+        live.iter().filter(|(address, ..)| of_family(address)).map(|(address, port, protocol)| {
+            format!("{address} . {} . {port}", protocol.to_string().to_lowercase())
+        });
     set(text, &format!("own{n}"), kind, own.collect());
     set(text, &format!("live{n}"), &format!("{kind} . inet_proto . inet_service"), live.collect());
 }

@@ -173,9 +173,8 @@ impl Half {
         let Some(pipe) = &self.pipe else { return Err(io::ErrorKind::BrokenPipe.into()) };
         let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
         let piped = self.piped;
-        let n = to.try_io(Interest::WRITABLE, || {
-            Ok(splice(&pipe.read, None, to, None, piped, flags)?)
-        })?;
+        let n = to
+            .try_io(Interest::WRITABLE, || Ok(splice(&pipe.read, None, to, None, piped, flags)?))?;
         self.piped -= n;
         Ok(n)
     }

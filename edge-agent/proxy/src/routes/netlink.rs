@@ -122,8 +122,7 @@ async fn read(handle: &Handle) -> Result<(State, Vec<Net>), RoutesError> {
         }
     }
     // Loopback addresses beside the kernel's own are ours where a route says so.
-    let mut addresses =
-        handle.address().get().set_link_index_filter(LOOPBACK_INDEX).execute();
+    let mut addresses = handle.address().get().set_link_index_filter(LOOPBACK_INDEX).execute();
     while let Some(address) = addresses.try_next().await.map_err(failed("list addresses"))? {
         let is_host = address.header.prefix_len == 32 || address.header.prefix_len == 128;
         for attribute in &address.attributes {
@@ -202,9 +201,7 @@ async fn take(handle: &Handle, step: &Step) -> Result<(), RoutesError> {
             request.execute().await
         }
         Step::RemoveAddress(address) => remove_address(handle, *address).await,
-        Step::AddRoute(route) => {
-            handle.route().add(message(route)).replace().execute().await
-        }
+        Step::AddRoute(route) => handle.route().add(message(route)).replace().execute().await,
         Step::RemoveRoute(route) => handle.route().del(message(route)).execute().await,
         Step::AddRule(rule) => add_rule(handle, rule).await,
         Step::RemoveRule(rule) => remove_rule(handle, rule).await,

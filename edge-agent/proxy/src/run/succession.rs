@@ -41,9 +41,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const RULES_MARKER: &str = "proxy-rules";
 
 /// The lock of who serves, or all that the one who has it hands over.
-pub(super) async fn begin(
-    folder: &Path,
-) -> io::Result<(Option<Lock>, Option<(Coming, Blocking)>)> {
+pub(super) async fn begin(folder: &Path) -> io::Result<(Option<Lock>, Option<(Coming, Blocking)>)> {
     let until = Instant::now() + PREDECESSOR_WAIT;
     loop {
         if let Some(lock) = Lock::try_serve(folder)? {
@@ -139,14 +137,12 @@ impl Running {
         }
         let connections = self.rest().await;
         let flows = self.plane.datagrams.hand_over();
-        let leaving = match self.leaving(connections, flows) {
-            Ok(leaving) => leaving,
-            Err((error, leaving)) => {
-                tracing::error!(%error, "cannot hand over");
-                self.resume(leaving);
-                return false;
-            }
-        };
+        let (leaving, copied) = self.leaving(connections, flows);
+        if let Err(error) = copied {
+            tracing::error!(%error, "cannot hand over");
+            self.resume(leaving);
+            return false;
+        }
         let (leaving, result) = leaving.send(to).await;
         match result {
             Ok(()) => true,
@@ -188,7 +184,7 @@ impl Running {
         &self,
         connections: Vec<Moving>,
         flows: Vec<udp::MovingFlow>,
-    ) -> Result<Leaving, (io::Error, Leaving)> {
+    ) -> (Leaving, io::Result<()>) {
         let indexed = self.sockets.indexed();
         let hello = Hello {
             version: self.settings.version.clone(),
@@ -204,11 +200,13 @@ impl Running {
         let sockets = self.ports.sockets();
         let ports: io::Result<Vec<_>> =
             sockets.iter().map(|(bind, fd)| Ok((*bind, own(fd.as_fd())?))).collect();
-        let leaving = |capture, ports| Leaving { hello, capture, ports, connections, flows };
-        match (capture, ports) {
-            (Ok(capture), Ok(ports)) => Ok(leaving(capture, ports)),
-            (Err(error), _) | (_, Err(error)) => Err((error, leaving(vec![], vec![]))),
-        }
+        let copied = capture.and_then(|capture| Ok((capture, ports?)));
+        let (copied, result) = match copied {
+            Ok(copied) => (copied, Ok(())),
+            Err(error) => (Default::default(), Err(error)),
+        };
+        let (capture, ports) = copied;
+        (Leaving { hello, capture, ports, connections, flows }, result)
     }
 
     /// Goes on where it stopped.

@@ -69,7 +69,9 @@ impl<K: Hash + Eq + Clone, V> Flows<K, V> {
                 goes
             });
         }
-        gone.extend(self.entries.insert(key, Entry { value, last: now, n_sent: 1 }).map(|e| e.value));
+        gone.extend(
+            self.entries.insert(key, Entry { value, last: now, n_sent: 1 }).map(|e| e.value),
+        );
         gone
     }
 

@@ -27,7 +27,8 @@ pub(super) fn write(
     let Ok(udp_bytes) = u16::try_from(UDP_BYTES + payload.len()) else { return false };
     let sum = match (from.ip(), to.ip()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
-            let Some(total) = udp_bytes.checked_add(IPV4_BYTES as u16) else { return false };
+            let total = u16::try_from(IPV4_BYTES + UDP_BYTES + payload.len());
+            let Ok(total) = total else { return false };
             packet.extend([0x45, 0]);
             packet.extend(total.to_be_bytes());
             // The kernel fills in the identification and the checksum.
@@ -93,7 +94,8 @@ pub(super) fn fragments(packet: &[u8], id: u32) -> Vec<Vec<u8>> {
 /// The sum of 16-bit words, as the Internet's checksum has it.
 fn sum(bytes: &[u8]) -> u64 {
     let mut words = bytes.chunks_exact(2);
-    let sum: u64 = words.by_ref().map(|word| u64::from(u16::from_be_bytes([word[0], word[1]]))).sum();
+    let sum: u64 =
+        words.by_ref().map(|word| u64::from(u16::from_be_bytes([word[0], word[1]]))).sum();
     sum + words.remainder().first().map_or(0, |byte| u64::from(*byte) << 8)
 }
 
@@ -120,10 +122,9 @@ mod tests {
 
     #[test]
     fn a_packet_adds_up() {
-        for (from, to, addresses) in [
-            ("10.43.0.10:53", "10.42.1.7:4000", 12..20),
-            ("[fd43::a]:53", "[fd42::7]:4000", 8..40),
-        ] {
+        for (from, to, addresses) in
+            [("10.43.0.10:53", "10.42.1.7:4000", 12..20), ("[fd43::a]:53", "[fd42::7]:4000", 8..40)]
+        {
             for payload in [&b""[..], b"x", b"even", b"an odd number"] {
                 let packet = packet(from, to, payload);
                 let udp = &packet[addresses.end..];
@@ -145,7 +146,7 @@ mod tests {
 
     #[test]
     fn pieces_are_in_order_and_whole() {
-        let payload: Vec<u8> = (0..5000_u32).map(|n| (n % 251) as u8).collect();
+        let payload: Vec<u8> = (0..5000_u32).map(|n| (n % 251).to_le_bytes()[0]).collect();
         let four = packet("10.43.0.10:53", "10.42.1.7:4000", &payload);
         let mut body: Vec<u8> = Vec::new();
         let pieces = fragments(&four, 7);
@@ -159,7 +160,8 @@ mod tests {
         }
         assert_eq!(body, four[20..]);
         let six = packet("[fd43::a]:53", "[fd42::7]:4000", &payload);
-        let body: Vec<u8> = fragments(&six, 7).iter().flat_map(|piece| piece[48..].to_vec()).collect();
+        let body: Vec<u8> =
+            fragments(&six, 7).iter().flat_map(|piece| piece[48..].to_vec()).collect();
         assert_eq!(body, six[40..]);
         assert!(fragments(&[], 7).is_empty());
     }

@@ -127,9 +127,14 @@ fn what_is_captured_leads_where_its_destination_says() {
 #[test]
 fn only_what_has_endpoints_is_live() {
     let live = view().live;
-    let live: Vec<String> =
-        live.iter().map(|(address, port, protocol)| format!("{address}:{port}/{protocol}")).collect();
-    assert_eq!(live, ["10.43.0.1:80/TCP", "10.43.0.2:80/TCP", "10.43.0.10:53/TCP", "10.43.0.10:53/UDP"]);
+    let live: Vec<String> = live
+        .iter()
+        .map(|(address, port, protocol)| format!("{address}:{port}/{protocol}"))
+        .collect();
+    assert_eq!(
+        live,
+        ["10.43.0.1:80/TCP", "10.43.0.2:80/TCP", "10.43.0.10:53/TCP", "10.43.0.10:53/UDP"]
+    );
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! predecessor                              successor
-//!   listens at proxy-handover.sock  ◄────── connects
+//!   listens at proxy-handover.sock  ◄────── connects, says which format it knows
 //!   accepts no more, pauses connections
 //!   pieces, with their descriptors ───────►
 //!                                  ◄─────── a byte for each
@@ -22,7 +22,7 @@
 mod lock;
 mod wire;
 
-use std::io;
+use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as Blocking;
@@ -30,6 +30,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 
 pub(crate) use self::lock::{Lock, START_LOCK};
@@ -42,6 +43,10 @@ use crate::udp::MovingFlow;
 
 /// The socket on which a successor asks, in the run folder.
 pub(crate) const SOCKET: &str = "proxy-handover.sock";
+
+/// The format of the pieces. One that does not know it gets nothing: it starts as
+/// if there were nobody, while what is open goes on with the one before.
+const FORMAT: u8 = 1;
 
 /// How long either side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -107,6 +112,12 @@ pub(crate) type Leaving = Estate<Moving, MovingFlow>;
 /// What a successor gets.
 pub(crate) type Coming = Estate<Arrived, (crate::udp::FlowState, OwnedFd)>;
 
+/// Whether the successor knows the format.
+pub(crate) async fn is_understood(stream: &mut UnixStream) -> io::Result<bool> {
+    let format = tokio::time::timeout(PATIENCE, stream.read_u8());
+    format.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.map(|n| n == FORMAT)
+}
+
 impl Leaving {
     /// Sends everything and waits until the successor serves. On an error everything
     /// is still here, and the predecessor goes on.
@@ -147,7 +158,8 @@ impl Leaving {
     }
 }
 
-/// Asks the predecessor for everything. `None` where there is none.
+/// Asks the predecessor for everything. `None` where there is none, or where it does
+/// not know the format and ends.
 ///
 /// # Errors
 /// It does not say what a predecessor says.
@@ -166,17 +178,21 @@ pub(crate) async fn receive(folder: &Path) -> io::Result<Option<(Coming, Blockin
             }
             Err(error) => return Err(error),
         };
-        receive_blocking(&stream).map(|coming| Some((coming, stream)))
+        Ok(receive_blocking(&stream)?.map(|coming| (coming, stream)))
     });
     receiving.await.expect("receiving does not panic and is not cancelled")
 }
 
-fn receive_blocking(stream: &Blocking) -> io::Result<Coming> {
+fn receive_blocking(mut stream: &Blocking) -> io::Result<Option<Coming>> {
     wire::check_peer(stream)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let invalid = || io::Error::new(io::ErrorKind::InvalidData, "not a piece that belongs here");
-    let (hello, capture): (Hello, _) = wire::receive(stream)?;
+    stream.write_all(&[FORMAT])?;
+    let (hello, capture): (Hello, _) = match wire::receive(stream) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        other => other?,
+    };
     let mut coming =
         Coming { hello, capture, ports: Vec::new(), connections: Vec::new(), flows: Vec::new() };
     loop {
@@ -201,7 +217,7 @@ fn receive_blocking(stream: &Blocking) -> io::Result<Coming> {
                     }
                 }
             }
-            Piece::End => return Ok(coming),
+            Piece::End => return Ok(Some(coming)),
         }
     }
 }

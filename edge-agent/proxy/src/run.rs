@@ -42,6 +42,9 @@ pub const SOCKET: &str = "proxy.sock";
 /// How often the table is written to the disk at most: flash has only so many writes.
 const PERSIST_EVERY: Duration = Duration::from_secs(600);
 
+/// How often a table is tried again of which not everything could be put in force.
+const RETRY_EVERY: Duration = Duration::from_secs(10);
+
 /// How long a predecessor may take to give up its lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -152,6 +155,8 @@ struct Running {
     /// Whether the disk has the table.
     is_written: bool,
     changes: watch::Receiver<u64>,
+    /// Whether all of the table is in force.
+    is_whole: bool,
     status: watch::Sender<Status>,
     /// What receives; ends with this.
     tasks: JoinSet<()>,
@@ -203,11 +208,12 @@ impl Running {
             routed: None,
             table: None,
             is_written: true,
+            is_whole: true,
             changes,
             tasks: JoinSet::new(),
         };
         match inherited.table {
-            Some(table) => running.apply(*table).await,
+            Some(table) => running.apply(Arc::from(table)).await,
             None => running.recall().await,
         }
         if let Some(rest) = rest {
@@ -236,7 +242,7 @@ impl Running {
     async fn recall(&mut self) {
         match persist::read(&self.settings.table_file) {
             Ok(Some(table)) => {
-                self.apply(table).await;
+                self.apply(Arc::new(table)).await;
                 self.is_written = true;
             }
             Ok(None) => (),
@@ -258,12 +264,13 @@ impl Running {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("wait for signals"))?;
         let mut agent: Option<Agent> = None;
         let mut persist_at = Instant::now() + PERSIST_EVERY;
+        let mut retry_at = Instant::now() + RETRY_EVERY;
         loop {
             tokio::select! {
                 _ = terminate.recv() => return Ok(false),
                 _ = interrupt.recv() => return Ok(false),
                 said = Agent::next(&mut agent) => match said {
-                    Some(ToProxy::Table(table)) => self.apply(*table).await,
+                    Some(ToProxy::Table(table)) => self.apply(Arc::from(table)).await,
                     Some(ToProxy::Relay { peer, ticket }) => {
                         if let Ok(parts) = self.plane.parts() {
                             (parts.relay)(peer, ticket);
@@ -285,6 +292,12 @@ impl Running {
                     }
                 }
                 Ok(()) = changes.changed() => self.say(|_| ()),
+                () = tokio::time::sleep_until(retry_at), if !self.is_whole => {
+                    if let Some(table) = self.table.clone() {
+                        self.apply(table).await;
+                    }
+                    retry_at = Instant::now() + RETRY_EVERY;
+                }
                 () = tokio::time::sleep_until(persist_at) => {
                     self.persist().await;
                     persist_at = Instant::now() + PERSIST_EVERY;
@@ -293,10 +306,8 @@ impl Running {
         }
     }
 
-    /// Puts a table in force. What fails is said in the status, and tried again with
-    /// the next table.
-    async fn apply(&mut self, table: Table) {
-        let table = Arc::new(table);
+    /// Puts a table in force. What fails is said in the status, and tried again.
+    async fn apply(&mut self, table: Arc<Table>) {
         if let Ok(parts) = self.plane.parts() {
             (parts.table)(&table);
         }
@@ -330,6 +341,7 @@ impl Running {
         let (wanted, mut conflicts) = ports::wanted(&view, is_captured || !is_routed);
         conflicts.extend(self.ports.apply(&self.plane, wanted));
         conflicts.sort();
+        self.is_whole = problems.is_empty() && conflicts.is_empty();
         let capture = if is_routed { self.capturing.capture() } else { Capture::None };
         self.is_written &= self.table.as_ref() == Some(&table);
         let generation = table.generation;

@@ -167,3 +167,28 @@ fn a_successor_that_fails_changes_nothing() {
     }
     plane.leave();
 }
+
+#[test]
+fn a_successor_of_another_kind_begins_anew_and_what_is_open_goes_on() {
+    let world = World::new();
+    let folder = tempfile::tempdir().unwrap();
+    serve_tcp(&world.pods[1], "0.0.0.0:8080".parse().unwrap());
+    let server = format!("{}:8080", pod_address(1));
+    let mut plane = Plane::start(&world, folder.path(), Capture::SkLookup, false);
+    plane.apply(&table(1, vec![service("web", Protocol::Tcp, "10.43.0.20:80", &[&server])]));
+    let client = &world.pods[0];
+    let mut talking = BufReader::new(connect(client, "10.43.0.20:80").unwrap());
+    talking.read_line(&mut String::new()).unwrap();
+    let path = folder.path().join("proxy-handover.sock");
+    let mut stranger = std::os::unix::net::UnixStream::connect(path).unwrap();
+    stranger.write_all(&[200]).unwrap();
+    assert_eq!(stranger.read(&mut [0; 8]).unwrap(), 0, "it is given nothing");
+    let mut next = Plane::start(&world, folder.path(), Capture::SkLookup, false);
+    next.apply(&table(2, vec![service("web", Protocol::Tcp, "10.43.0.20:80", &[&server])]));
+    assert_eq!(ask(client, "10.43.0.20:80").unwrap(), pod_address(0).to_string());
+    echo(&mut talking, b"with the one before").unwrap();
+    drop(talking);
+    plane.join();
+    assert_eq!(ask(client, "10.43.0.20:80").unwrap(), pod_address(0).to_string());
+    next.leave();
+}

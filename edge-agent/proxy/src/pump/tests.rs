@@ -31,7 +31,7 @@ async fn relayed(relays: &Arc<Relays>) -> (TcpStream, TcpStream, JoinHandle<io::
 async fn bulk_arrives_whole_and_an_end_leaves_the_other_direction_open() {
     let relays = Arc::new(Relays::default());
     let (mut client, mut server, task) = relayed(&relays).await;
-    let bytes: Vec<u8> = (0..8 << 20_u32).map(|n| (n * 31 % 251).to_le_bytes()[0]).collect();
+    let bytes: Vec<u8> = (0..8_u32 << 20).map(|n| (n * 31 % 251).to_le_bytes()[0]).collect();
     let send = bytes.clone();
     let (sent, got) = tokio::join!(
         async {

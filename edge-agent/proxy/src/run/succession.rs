@@ -56,6 +56,7 @@ pub(super) async fn begin(folder: &Path) -> io::Result<(Option<Lock>, Option<(Co
                 "another proxy serves and does not hand over",
             ));
         }
+        // One that begins anew waits for the lock.
         tokio::time::sleep(RETRY).await;
     }
 }
@@ -128,8 +129,19 @@ fn carry(plane: &Arc<Plane>, moving: Moving) {
 impl Running {
     /// Hands everything over. False where the successor did not come to serve: then
     /// this goes on as if nothing had been.
-    pub(super) async fn hand_over(&mut self, to: UnixStream) -> bool {
+    pub(super) async fn hand_over(&mut self, mut to: UnixStream) -> bool {
         tracing::info!("handing over to a successor");
+        match handover::is_understood(&mut to).await {
+            Ok(true) => (),
+            Ok(false) => {
+                tracing::warn!("the successor is too different: it begins anew");
+                return true;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the successor went away");
+                return false;
+            }
+        }
         self.tasks.shutdown().await;
         self.ports.stop();
         if let Ok(parts) = self.plane.parts() {

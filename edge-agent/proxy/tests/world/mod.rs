@@ -2,7 +2,7 @@
 //! the node's, and servers that say whom they see.
 //!
 //! Namespaces have no names: they go with the test. Needs root.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};

@@ -1,4 +1,5 @@
 //! How Services behave while their endpoints change.
+#![allow(clippy::unwrap_used)] // In helpers of tests.
 
 mod world;
 
@@ -130,7 +131,7 @@ fn connections_of_an_endpoint_that_is_gone_end_and_others_do_not() {
             *endpoint = Endpoint { ready: false, serving: false, ..endpoint.clone() };
         }
     }));
-    assert!(ask(&world.pods[0], "10.43.0.21:80").is_err());
+    ask(&world.pods[0], "10.43.0.21:80").unwrap_err();
     for stream in &mut streams {
         echo(stream, b"not ready").unwrap();
     }

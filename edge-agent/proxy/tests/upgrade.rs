@@ -1,4 +1,5 @@
 //! One proxy after another: nobody who uses them may notice.
+#![allow(clippy::unwrap_used)] // In helpers of tests.
 
 mod world;
 

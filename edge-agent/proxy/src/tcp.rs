@@ -88,7 +88,10 @@ async fn serve(plane: Arc<Plane>, stream: TcpStream, client: SocketAddr, entry: 
         }
         Some(Way::Api(port)) => open_api(&plane, &view, &port, client, asked).await,
         Some(Way::Service(port, scope)) => open_service(&plane, &view, &port, scope, client).await,
-        Some(Way::Direct(to, place)) => open(&plane, &view, client, to, &place).await,
+        Some(Way::Direct(to, place)) => {
+            let active = plane.begin(to);
+            open(&plane, &view, client, to, &place).await.map(|far| (far, active))
+        }
         Some(Way::Refused) | None => Err(io::ErrorKind::ConnectionRefused.into()),
     };
     match opened {
@@ -146,7 +149,7 @@ async fn open_service(
         let address = candidate.backend.address;
         let active = candidate.backend.begin();
         match open(plane, view, client, address, &candidate.place).await {
-            Ok((far, _)) => {
+            Ok(far) => {
                 plane.reached(port, client.ip(), address, true);
                 return Ok((far, active));
             }
@@ -168,23 +171,21 @@ async fn open(
     client: SocketAddr,
     to: SocketAddr,
     place: &Place,
-) -> io::Result<(Far, Active)> {
+) -> io::Result<Far> {
     if let Err(denied) = view.allows(Protocol::Tcp, client.ip(), to) {
         tracing::debug!(%client, %to, ?denied, "a policy forbids a connection");
         return Err(io::ErrorKind::PermissionDenied.into());
     }
-    let active = plane.begin(to);
-    let far = match place {
+    match place {
         Place::Peer(peer) => {
             let flow = Plane::flow(view, Protocol::Tcp, client, to);
-            Far::Stream(plane.parts()?.links.open(peer, flow).await?)
+            plane.parts()?.links.open(peer, flow).await.map(Far::Stream)
         }
         Place::Pod | Place::Node | Place::World => {
             let source = plane.source(view, client.ip(), to.ip(), place);
-            Far::Tcp(dial::connect(source, to).await?)
+            dial::connect(source, to).await.map(Far::Tcp)
         }
-    };
-    Ok((far, active))
+    }
 }
 
 async fn open_api(

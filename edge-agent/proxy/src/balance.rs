@@ -8,8 +8,8 @@
 //! its own connections, so it knows.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Weak};
 
 use crate::table::{Distribution, Endpoint};
 
@@ -44,10 +44,6 @@ pub(crate) struct Active(Arc<Backend>);
 impl Active {
     pub(crate) fn address(&self) -> SocketAddr {
         self.0.address
-    }
-
-    pub(crate) fn backend(&self) -> Weak<Backend> {
-        Arc::downgrade(&self.0)
     }
 }
 

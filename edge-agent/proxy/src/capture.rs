@@ -69,6 +69,14 @@ pub(crate) fn gateway(net: &Net) -> IpAddr {
 /// Addresses, ports and protocols at which something answers.
 pub(crate) type Live = BTreeSet<(IpAddr, u16, Protocol)>;
 
+/// Removes the rules of a proxy that could not do so itself.
+///
+/// # Errors
+/// `nft` refuses, or is gone.
+pub(crate) async fn remove_rules() -> io::Result<()> {
+    tproxy::remove().await
+}
+
 /// The way that is in force.
 #[derive(Debug)]
 pub(crate) struct Capturing {
@@ -173,9 +181,9 @@ impl Capturing {
         }
     }
 
-    /// What is in force, for a successor.
-    pub(crate) fn in_force(&self) -> (&Ranges, &Live) {
-        (&self.ranges, &self.live)
+    /// The live addresses that are in force, for a successor.
+    pub(crate) fn live(&self) -> &Live {
+        &self.live
     }
 
     /// Takes over from a predecessor: the sockets are the ones it had, so nothing

@@ -20,7 +20,7 @@ pub mod links;
 pub mod table;
 pub mod tunnel;
 
-pub use plane::Parts;
+pub use plane::{OnTable, Parts};
 pub use run::{RunError, SOCKET, Settings, run};
 
 mod affinity;
@@ -28,6 +28,7 @@ mod balance;
 mod capture;
 mod confine;
 mod dial;
+mod handover;
 mod persist;
 mod plane;
 mod policy;

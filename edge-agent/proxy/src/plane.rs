@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -26,6 +26,9 @@ use crate::view::{Backends, Candidate, Place, Port, Scope, View, Who, gone};
 /// How many endpoints are tried before a client is turned away.
 pub(crate) const TRIES: usize = 3;
 
+/// Hears of a table.
+pub type OnTable = Box<dyn Fn(&Arc<Table>) + Send + Sync>;
+
 /// The other parts of the program.
 pub struct Parts {
     /// The way to other nodes.
@@ -35,7 +38,7 @@ pub struct Parts {
     /// Who answers questions for names.
     pub names: Arc<dyn Names>,
     /// Hears of every table, before the plane goes by it.
-    pub table: Box<dyn Fn(&Arc<Table>) + Send + Sync>,
+    pub table: OnTable,
     /// Changes whenever a path does.
     pub changes: watch::Receiver<u64>,
     /// Accepts no more from other nodes, so that a successor can.
@@ -79,7 +82,11 @@ pub(crate) struct Plane {
     pub(crate) relays: Arc<Relays>,
     pub(crate) datagrams: Datagrams,
     /// Where connections go that are paused.
-    pub(crate) moving: OnceLock<mpsc::Sender<Moving>>,
+    moving: Mutex<Option<mpsc::Sender<Moving>>>,
+    /// How many connections there are that cannot move.
+    pub(crate) n_fixed: AtomicUsize,
+    /// How many connections are being opened.
+    pub(crate) n_opening: AtomicUsize,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -102,7 +109,9 @@ impl Plane {
             grace,
             relays: Arc::default(),
             datagrams: Datagrams::new()?,
-            moving: OnceLock::new(),
+            moving: Mutex::default(),
+            n_fixed: AtomicUsize::new(0),
+            n_opening: AtomicUsize::new(0),
         }))
     }
 
@@ -122,6 +131,15 @@ impl Plane {
 
     pub(crate) fn view(&self) -> Arc<View> {
         Arc::clone(&lock(&self.view))
+    }
+
+    /// Where paused connections go from now on.
+    pub(crate) fn set_moving(&self, to: Option<mpsc::Sender<Moving>>) {
+        *lock(&self.moving) = to;
+    }
+
+    pub(crate) fn moving(&self) -> Option<mpsc::Sender<Moving>> {
+        lock(&self.moving).clone()
     }
 
     /// Puts a table in force.

@@ -257,6 +257,13 @@ impl Ports {
             .collect()
     }
 
+    /// Accepts again.
+    pub(crate) fn restart(&mut self, plane: &Arc<Plane>) {
+        for open in self.open.values_mut() {
+            open.task = start(plane, &open.socket, open.entry.clone());
+        }
+    }
+
     /// Accepts no more; what waits in the sockets is the successor's.
     pub(crate) fn stop(&self) {
         for open in self.open.values() {

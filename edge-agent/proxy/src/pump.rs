@@ -24,7 +24,7 @@ use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -68,6 +68,7 @@ struct Slot {
 pub(crate) struct Relays {
     slots: Mutex<HashMap<u64, Arc<Slot>>>,
     next: AtomicU64,
+    is_paused: AtomicBool,
 }
 
 impl Relays {
@@ -85,9 +86,20 @@ impl Relays {
         self.ask(CUT, |slot| slot.backend == backend);
     }
 
-    /// Has each return at the next moment at which it holds no bytes.
+    /// Has each return at the next moment at which it holds no bytes, those that are
+    /// yet to begin, too.
     pub(crate) fn pause(&self) {
+        self.is_paused.store(true, Ordering::Release);
         self.ask(PAUSE, |_| true);
+    }
+
+    /// Takes the pause back; those that it did not reach go on.
+    pub(crate) fn resume(&self) {
+        self.is_paused.store(false, Ordering::Release);
+        for slot in self.slots().values() {
+            slot.asked.fetch_and(!PAUSE, Ordering::Release);
+            slot.waker.wake();
+        }
     }
 
     fn ask(&self, what: u8, whom: impl Fn(&Slot) -> bool) {
@@ -98,7 +110,9 @@ impl Relays {
     }
 
     fn enter(self: &Arc<Self>, backend: SocketAddr) -> Entry {
-        let slot = Arc::new(Slot { asked: AtomicU8::new(0), waker: AtomicWaker::new(), backend });
+        let asked = if self.is_paused.load(Ordering::Acquire) { PAUSE } else { 0 };
+        let slot =
+            Arc::new(Slot { asked: AtomicU8::new(asked), waker: AtomicWaker::new(), backend });
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         self.slots().insert(id, Arc::clone(&slot));
         Entry { relays: Arc::clone(self), id, slot }

@@ -10,9 +10,10 @@
 //! One agent at a time is listened to: the last that came.
 
 mod agent;
+mod succession;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ use self::agent::Agent;
 use crate::capture::sockets::Sockets;
 use crate::capture::{self, Capturing, Ranges};
 use crate::control::{Capture, Status, ToProxy};
+use crate::handover::{self, Coming, Lock, START_LOCK};
 use crate::links::Acceptor;
 use crate::plane::{Entrance, Parts, Plane};
 use crate::ports::{self, Entry, Ports};
@@ -39,6 +41,12 @@ pub const SOCKET: &str = "proxy.sock";
 
 /// How often the table is written to the disk at most: flash has only so many writes.
 const PERSIST_EVERY: Duration = Duration::from_secs(600);
+
+/// How often a table is tried again of which not everything could be put in force.
+const RETRY_EVERY: Duration = Duration::from_secs(10);
+
+/// How long a predecessor may take to give up its lock.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How the proxy is run.
 #[derive(Clone, Debug)]
@@ -69,6 +77,9 @@ pub enum RunError {
         /// Why it failed.
         source: io::Error,
     },
+    /// Two would take from each other.
+    #[error("another proxy is starting in this run folder; let it")]
+    Starting,
 }
 
 fn failed(operation: &'static str) -> impl FnOnce(io::Error) -> RunError {
@@ -91,48 +102,43 @@ pub async fn run(
         writable.extend(settings.table_file.parent().map(ToOwned::to_owned));
         confine::confine(&writable).map_err(failed("give up privileges"))?;
     }
-    let control = listen(&settings)?;
-    let sockets = Sockets::new().map_err(failed("make sockets"))?;
-    let (capturing, degraded) = capture::choose(&sockets, settings.capture).await;
-    let plane = Plane::new(settings.grace).map_err(failed("make raw sockets"))?;
-    plane.set_transparent(capturing.capture() != Capture::Listeners);
-    let parts = assemble(Arc::new(Entrance(Arc::clone(&plane))))
-        .map_err(failed("reach other nodes and the master"))?;
-    let changes = parts.changes.clone();
-    plane.set_parts(parts);
-    let mut running = Running {
-        status: watch::Sender::new(Status {
-            version: settings.version.clone(),
-            degraded: degraded.clone(),
-            ..Status::default()
-        }),
-        settings,
-        plane,
-        capturing,
-        sockets,
-        degraded,
-        ports: Ports::default(),
-        routed: None,
-        table: None,
-        is_written: true,
-        tasks: JoinSet::new(),
+    let folder = settings.run_dir.clone();
+    let start = Lock::try_take(&folder, START_LOCK).map_err(failed("lock the run folder"))?;
+    let start = start.ok_or(RunError::Starting)?;
+    let (lock, coming) = succession::begin(&folder).await.map_err(failed("succeed the proxy"))?;
+    let (mut running, predecessor) = Running::new(settings, coming, assemble).await?;
+    let lock = match (lock, predecessor) {
+        (Some(lock), _) => lock,
+        (None, predecessor) => {
+            if let Some(stream) = predecessor {
+                handover::serves(&stream).map_err(failed("tell the predecessor"))?;
+            }
+            Lock::serve(&folder, LOCK_PATIENCE).await.map_err(failed("succeed the proxy"))?
+        }
     };
-    running.start().map_err(failed("read from the sockets"))?;
-    running.recall().await;
-    running.serve(control, changes).await?;
+    let control = listen(&folder, SOCKET)?;
+    let successors = listen(&folder, handover::SOCKET)?;
+    drop(start);
+    let has_successor = running.serve(control, successors).await?;
+    if has_successor {
+        drop(lock);
+        running.drain().await;
+    } else {
+        running.leave().await;
+    }
     Ok(())
 }
 
-/// The agent's socket, for root alone.
-fn listen(settings: &Settings) -> Result<UnixListener, RunError> {
-    let path = settings.run_dir.join(SOCKET);
+/// A socket in the run folder, for root alone.
+fn listen(folder: &Path, name: &str) -> Result<UnixListener, RunError> {
+    let path = folder.join(name);
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             return Err(failed("remove the old socket")(error));
         }
         _ => (),
     }
-    agent::bind(&path).map_err(failed("listen for the agent"))
+    agent::bind(&path).map_err(failed("listen in the run folder"))
 }
 
 struct Running {
@@ -148,12 +154,75 @@ struct Running {
     table: Option<Arc<Table>>,
     /// Whether the disk has the table.
     is_written: bool,
+    changes: watch::Receiver<u64>,
+    /// Whether all of the table is in force.
+    is_whole: bool,
     status: watch::Sender<Status>,
     /// What receives; ends with this.
     tasks: JoinSet<()>,
 }
 
 impl Running {
+    /// Makes all parts, or takes those of a predecessor, and serves the last table.
+    async fn new(
+        settings: Settings,
+        coming: Option<(Coming, std::os::unix::net::UnixStream)>,
+        assemble: impl FnOnce(Arc<dyn Acceptor>) -> io::Result<Parts>,
+    ) -> Result<(Self, Option<std::os::unix::net::UnixStream>), RunError> {
+        let (coming, predecessor) = coming.unzip();
+        let (inherited, rest) = coming.map(succession::split).unzip();
+        let inherited = inherited.unwrap_or_default();
+        let sockets = match inherited.sockets {
+            Some(sockets) => sockets,
+            None => Sockets::new().map_err(failed("make sockets"))?,
+        };
+        let way = settings.capture.is_none_or(|forced| forced == inherited.capture);
+        let adopted = way.then(|| {
+            Capturing::adopt(inherited.capture, &sockets, inherited.descriptors, inherited.live)
+        });
+        let (capturing, degraded) = match adopted.flatten() {
+            Some(capturing) => (capturing, inherited.degraded),
+            None => capture::choose(&sockets, settings.capture).await,
+        };
+        if capturing.capture() != Capture::Tproxy {
+            succession::forget_rules(&settings.run_dir).await;
+        }
+        let plane = Plane::new(settings.grace).map_err(failed("make raw sockets"))?;
+        plane.set_transparent(capturing.capture() != Capture::Listeners);
+        let parts = assemble(Arc::new(Entrance(Arc::clone(&plane))))
+            .map_err(failed("reach other nodes and the master"))?;
+        let changes = parts.changes.clone();
+        plane.set_parts(parts);
+        let mut running = Self {
+            status: watch::Sender::new(Status {
+                version: settings.version.clone(),
+                degraded: degraded.clone(),
+                ..Status::default()
+            }),
+            settings,
+            plane,
+            capturing,
+            sockets,
+            degraded,
+            ports: Ports::inherit(inherited.ports),
+            routed: None,
+            table: None,
+            is_written: true,
+            is_whole: true,
+            changes,
+            tasks: JoinSet::new(),
+        };
+        match inherited.table {
+            Some(table) => running.apply(Arc::from(table)).await,
+            None => running.recall().await,
+        }
+        if let Some(rest) = rest {
+            rest.go_on(&running.plane);
+        }
+        running.start().map_err(failed("read from the sockets"))?;
+        Ok((running, predecessor))
+    }
+
     /// Begins to accept what is captured.
     fn start(&mut self) -> io::Result<()> {
         let Sockets { tcp4, udp4, tcp6, udp6 } = &self.sockets;
@@ -173,7 +242,7 @@ impl Running {
     async fn recall(&mut self) {
         match persist::read(&self.settings.table_file) {
             Ok(Some(table)) => {
-                self.apply(table).await;
+                self.apply(Arc::new(table)).await;
                 self.is_written = true;
             }
             Ok(None) => (),
@@ -184,27 +253,30 @@ impl Running {
         }
     }
 
+    /// Serves until it is told to leave: true where a successor goes on.
     async fn serve(
-        mut self,
+        &mut self,
         control: UnixListener,
-        mut changes: watch::Receiver<u64>,
-    ) -> Result<(), RunError> {
+        successors: UnixListener,
+    ) -> Result<bool, RunError> {
+        let mut changes = self.changes.clone();
         let mut terminate = signal(SignalKind::terminate()).map_err(failed("wait for signals"))?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("wait for signals"))?;
         let mut agent: Option<Agent> = None;
         let mut persist_at = Instant::now() + PERSIST_EVERY;
+        let mut retry_at = Instant::now() + RETRY_EVERY;
         loop {
             tokio::select! {
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
+                _ = terminate.recv() => return Ok(false),
+                _ = interrupt.recv() => return Ok(false),
                 said = Agent::next(&mut agent) => match said {
-                    Some(ToProxy::Table(table)) => self.apply(*table).await,
+                    Some(ToProxy::Table(table)) => self.apply(Arc::from(table)).await,
                     Some(ToProxy::Relay { peer, ticket }) => {
                         if let Ok(parts) = self.plane.parts() {
                             (parts.relay)(peer, ticket);
                         }
                     }
-                    Some(ToProxy::Leave) => break,
+                    Some(ToProxy::Leave) => return Ok(false),
                     None => agent = None,
                 },
                 accepted = control.accept() => match accepted {
@@ -214,21 +286,28 @@ impl Running {
                         tokio::time::sleep(Duration::from_millis(50)).await;
                     }
                 },
+                Ok((stream, _)) = successors.accept() => {
+                    if self.hand_over(stream).await {
+                        return Ok(true);
+                    }
+                }
                 Ok(()) = changes.changed() => self.say(|_| ()),
+                () = tokio::time::sleep_until(retry_at), if !self.is_whole => {
+                    if let Some(table) = self.table.clone() {
+                        self.apply(table).await;
+                    }
+                    retry_at = Instant::now() + RETRY_EVERY;
+                }
                 () = tokio::time::sleep_until(persist_at) => {
                     self.persist().await;
                     persist_at = Instant::now() + PERSIST_EVERY;
                 }
             }
         }
-        self.leave().await;
-        Ok(())
     }
 
-    /// Puts a table in force. What fails is said in the status, and tried again with
-    /// the next table.
-    async fn apply(&mut self, table: Table) {
-        let table = Arc::new(table);
+    /// Puts a table in force. What fails is said in the status, and tried again.
+    async fn apply(&mut self, table: Arc<Table>) {
         if let Ok(parts) = self.plane.parts() {
             (parts.table)(&table);
         }
@@ -253,12 +332,16 @@ impl Running {
         let nothing = (Ranges::default(), capture::Live::new());
         let (ranges, live) =
             if is_routed { (&view.ranges, &view.live) } else { (&nothing.0, &nothing.1) };
+        if self.capturing.capture() == Capture::Tproxy {
+            succession::mark_rules(&self.settings.run_dir);
+        }
         if let Err(error) = self.capturing.apply(ranges, live).await {
             problems.push(format!("cannot capture what is sent to Services: {error}"));
         }
         let (wanted, mut conflicts) = ports::wanted(&view, is_captured || !is_routed);
         conflicts.extend(self.ports.apply(&self.plane, wanted));
         conflicts.sort();
+        self.is_whole = problems.is_empty() && conflicts.is_empty();
         let capture = if is_routed { self.capturing.capture() } else { Capture::None };
         self.is_written &= self.table.as_ref() == Some(&table);
         let generation = table.generation;
@@ -314,6 +397,9 @@ impl Running {
         if let Err(error) = routes::remove().await {
             tracing::warn!(%error, "routes of ours are left behind");
         }
-        let _ = std::fs::remove_file(self.settings.run_dir.join(SOCKET));
+        for name in [SOCKET, handover::SOCKET] {
+            let _ = std::fs::remove_file(self.settings.run_dir.join(name));
+        }
+        succession::forget_marker(&self.settings.run_dir);
     }
 }

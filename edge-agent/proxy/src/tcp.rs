@@ -11,6 +11,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
@@ -48,6 +49,22 @@ pub(crate) async fn accept(plane: Arc<Plane>, listener: Arc<TcpListener>, entry:
     }
 }
 
+/// Counts a connection that is being opened.
+struct Opening(Arc<Plane>);
+
+impl Opening {
+    fn new(plane: &Arc<Plane>) -> Self {
+        plane.n_opening.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(plane))
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.0.n_opening.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Where a connection goes on.
 enum Far {
     Tcp(TcpStream),
@@ -55,6 +72,7 @@ enum Far {
 }
 
 async fn serve(plane: Arc<Plane>, stream: TcpStream, client: SocketAddr, entry: Entry) {
+    let opening = Opening::new(&plane);
     let client = SocketAddr::new(client.ip().to_canonical(), client.port());
     let Ok(asked) = stream.local_addr() else { return };
     let view = plane.view();
@@ -63,21 +81,28 @@ async fn serve(plane: Arc<Plane>, stream: TcpStream, client: SocketAddr, entry: 
         Some(Way::Names) => {
             if let Ok(parts) = plane.parts() {
                 let names = Arc::clone(&parts.names);
-                drop((view, plane));
+                drop((view, opening, plane));
                 names.stream(client, Box::new(stream)).await;
             }
             return;
         }
         Some(Way::Api(port)) => open_api(&plane, &view, &port, client, asked).await,
         Some(Way::Service(port, scope)) => open_service(&plane, &view, &port, scope, client).await,
-        Some(Way::Direct(to, place)) => open(&plane, &view, client, to, &place).await,
+        Some(Way::Direct(to, place)) => {
+            let active = plane.begin(to);
+            open(&plane, &view, client, to, &place).await.map(|far| (far, active))
+        }
         Some(Way::Refused) | None => Err(io::ErrorKind::ConnectionRefused.into()),
     };
     match opened {
         // A task of its own: it lives as long as the connection, and holds less.
-        Ok((Far::Tcp(far), active)) => drop(tokio::spawn(carry(plane, stream, far, active))),
+        Ok((Far::Tcp(far), active)) => {
+            tokio::spawn(carry(plane, stream, far, active));
+        }
         Ok((Far::Stream(far), active)) => drop(tokio::spawn(async move {
+            plane.n_fixed.fetch_add(1, Ordering::Relaxed);
             let _ = relay_stream(stream, far).await;
+            plane.n_fixed.fetch_sub(1, Ordering::Relaxed);
             drop(active);
         })),
         Err(error) => {
@@ -103,7 +128,7 @@ pub(crate) async fn carry_on(
     let backend = active.address();
     let end = relay(near, far, &plane.relays, backend, ended).await;
     if let Ok(End::Paused(near, far, ended)) = end
-        && let Some(moving) = plane.moving.get()
+        && let Some(moving) = plane.moving()
     {
         let _ = moving.send(Moving { near, far, backend, ended }).await;
     }
@@ -124,7 +149,7 @@ async fn open_service(
         let address = candidate.backend.address;
         let active = candidate.backend.begin();
         match open(plane, view, client, address, &candidate.place).await {
-            Ok((far, _)) => {
+            Ok(far) => {
                 plane.reached(port, client.ip(), address, true);
                 return Ok((far, active));
             }
@@ -146,23 +171,21 @@ async fn open(
     client: SocketAddr,
     to: SocketAddr,
     place: &Place,
-) -> io::Result<(Far, Active)> {
+) -> io::Result<Far> {
     if let Err(denied) = view.allows(Protocol::Tcp, client.ip(), to) {
         tracing::debug!(%client, %to, ?denied, "a policy forbids a connection");
         return Err(io::ErrorKind::PermissionDenied.into());
     }
-    let active = plane.begin(to);
-    let far = match place {
+    match place {
         Place::Peer(peer) => {
             let flow = Plane::flow(view, Protocol::Tcp, client, to);
-            Far::Stream(plane.parts()?.links.open(peer, flow).await?)
+            plane.parts()?.links.open(peer, flow).await.map(Far::Stream)
         }
         Place::Pod | Place::Node | Place::World => {
             let source = plane.source(view, client.ip(), to.ip(), place);
-            Far::Tcp(dial::connect(source, to).await?)
+            dial::connect(source, to).await.map(Far::Tcp)
         }
-    };
-    Ok((far, active))
+    }
 }
 
 async fn open_api(

@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg};
+use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
@@ -55,6 +56,23 @@ thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; DATAGRAM_BYTES].into_boxed_slice());
     static PACKET: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     static CONTROL: RefCell<Vec<u8>> = RefCell::new(nix::cmsg_space!(libc::sockaddr_in6));
+}
+
+/// A flow as a successor needs it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FlowState {
+    client: SocketAddr,
+    asked: SocketAddr,
+    peer: Option<String>,
+    to: SocketAddr,
+    chosen: Option<(u64, Scope)>,
+}
+
+/// A flow that a successor takes over.
+#[derive(Debug)]
+pub(crate) struct MovingFlow {
+    pub(crate) state: FlowState,
+    pub(crate) socket: Arc<UdpSocket>,
 }
 
 /// Whose flow: the client, where it sends to, and the node that it is on, where that
@@ -128,6 +146,26 @@ impl Datagrams {
             flow.chosen.is_none_or(|(id, scope)| view.has(id, scope, flow.active.address()))
         });
         self.forget(&gone);
+    }
+
+    /// Ends all flows; those with a socket go on at a successor.
+    pub(crate) fn hand_over(&self) -> Vec<MovingFlow> {
+        lock(&self.by_answer).clear();
+        let all = lock(&self.flows).take();
+        let moving = all.into_iter().filter_map(|(key, open)| match &open.out {
+            Out::Socket(socket, _) => Some(MovingFlow {
+                state: FlowState {
+                    client: key.client,
+                    asked: key.asked,
+                    peer: key.peer.as_deref().map(ToOwned::to_owned),
+                    to: open.active.address(),
+                    chosen: open.chosen,
+                },
+                socket: Arc::clone(socket),
+            }),
+            Out::Peer(..) => None,
+        });
+        moving.collect()
     }
 
     fn forget(&self, gone: &[Arc<Open>]) {
@@ -353,6 +391,17 @@ fn begin(
     let gone = lock(&plane.datagrams.flows).begin(key.clone(), open, Instant::now());
     plane.datagrams.forget(&gone);
     Ok(())
+}
+
+/// Goes on with a flow that a predecessor began.
+pub(crate) fn take_over(plane: &Arc<Plane>, state: FlowState, socket: Arc<UdpSocket>) {
+    let FlowState { client, asked, peer, to, chosen } = state;
+    let key = Key { client, asked, peer: peer.map(Into::into) };
+    let answers = read_answers(Arc::clone(plane), Arc::clone(&socket), key.clone(), to);
+    let out = Out::Socket(socket, tokio::spawn(answers).abort_handle());
+    let open = Arc::new(Open { out, chosen, active: plane.begin(to) });
+    let gone = lock(&plane.datagrams.flows).begin(key, open, Instant::now());
+    plane.datagrams.forget(&gone);
 }
 
 /// Brings answers back, until its flow ends.

@@ -9,6 +9,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::balance::{Backend, Preference, usable};
 use crate::capture::{Live, Ranges, gateway};
 use crate::policy;
@@ -51,7 +53,7 @@ pub(crate) struct Candidate {
 }
 
 /// For whom a Service is asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) enum Scope {
     /// Clients in the cluster, at the Service's own address.
     Internal,

@@ -1,5 +1,6 @@
 //! The data plane in network namespaces: a node, three pods and a neighbour, each
 //! with its own; once for each way of capturing.
+#![allow(clippy::unwrap_used)] // In helpers of tests.
 
 mod world;
 

@@ -106,7 +106,7 @@ async fn read(handle: &Handle) -> Result<(State, Vec<Net>), RoutesError> {
         let mut query = RouteMessage::default();
         query.header.address_family = family;
         let mut routes = handle.route().get(query).execute();
-        while let Some(route) = routes.try_next().await.map_err(failed("list routes"))? {
+        while let Some(route) = next(routes.try_next().await).map_err(failed("list routes"))? {
             let Some(found) = route_of(&route) else { continue };
             if route.header.protocol == RouteProtocol::from(PROTOCOL) {
                 state.routes.insert(found);
@@ -117,7 +117,7 @@ async fn read(handle: &Handle) -> Result<(State, Vec<Net>), RoutesError> {
     }
     for version in [IpVersion::V4, IpVersion::V6] {
         let mut rules = handle.rule().get(version).execute();
-        while let Some(rule) = rules.try_next().await.map_err(failed("list rules"))? {
+        while let Some(rule) = next(rules.try_next().await).map_err(failed("list rules"))? {
             state.rules.extend(rule_of(&rule));
         }
     }
@@ -135,6 +135,18 @@ async fn read(handle: &Handle) -> Result<(State, Vec<Net>), RoutesError> {
         }
     }
     Ok((state, others))
+}
+
+/// What a kernel without IPv6 has of it: nothing.
+fn next<T>(found: Result<Option<T>, rtnetlink::Error>) -> Result<Option<T>, rtnetlink::Error> {
+    match found {
+        Err(rtnetlink::Error::NetlinkError(message))
+            if [libc::EAFNOSUPPORT, libc::EOPNOTSUPP].contains(&-message.raw_code()) =>
+        {
+            Ok(None)
+        }
+        other => other,
+    }
 }
 
 fn route_of(message: &RouteMessage) -> Option<Route> {

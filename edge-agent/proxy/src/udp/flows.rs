@@ -92,6 +92,11 @@ impl<K: Hash + Eq + Clone, V> Flows<K, V> {
         self.remove_if(|_, entry| !fits(&entry.value))
     }
 
+    /// Ends all.
+    pub(super) fn take(&mut self) -> Vec<(K, V)> {
+        self.entries.drain().map(|(key, entry)| (key, entry.value)).collect()
+    }
+
     fn remove_if(&mut self, mut goes: impl FnMut(&K, &Entry<V>) -> bool) -> Vec<V> {
         let gone = self.entries.extract_if(|key, entry| goes(key, entry));
         gone.map(|(_, entry)| entry.value).collect()

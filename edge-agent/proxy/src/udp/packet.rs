@@ -27,7 +27,8 @@ pub(super) fn write(
     let Ok(udp_bytes) = u16::try_from(UDP_BYTES + payload.len()) else { return false };
     let sum = match (from.ip(), to.ip()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
-            let Some(total) = udp_bytes.checked_add(IPV4_BYTES as u16) else { return false };
+            let total = u16::try_from(IPV4_BYTES + UDP_BYTES + payload.len());
+            let Ok(total) = total else { return false };
             packet.extend([0x45, 0]);
             packet.extend(total.to_be_bytes());
             // The kernel fills in the identification and the checksum.
@@ -145,7 +146,7 @@ mod tests {
 
     #[test]
     fn pieces_are_in_order_and_whole() {
-        let payload: Vec<u8> = (0..5000_u32).map(|n| (n % 251) as u8).collect();
+        let payload: Vec<u8> = (0..5000_u32).map(|n| (n % 251).to_le_bytes()[0]).collect();
         let four = packet("10.43.0.10:53", "10.42.1.7:4000", &payload);
         let mut body: Vec<u8> = Vec::new();
         let pieces = fragments(&four, 7);

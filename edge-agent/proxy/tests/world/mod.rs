@@ -2,7 +2,7 @@
 //! the node's, and servers that say whom they see.
 //!
 //! Namespaces have no names: they go with the test. Needs root.
-#![allow(dead_code)]
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -300,31 +300,36 @@ impl Names for Others {
     }
 }
 
+pub fn settings(folder: &Path, capture: Capture) -> Settings {
+    Settings {
+        run_dir: folder.to_owned(),
+        table_file: folder.join("table"),
+        capture: Some(capture),
+        version: "test".into(),
+        grace: Duration::from_millis(200),
+        confine: None,
+    }
+}
+
 /// A plane that runs in the node's namespace, on a thread of its own.
 pub struct Plane {
     pub others: Arc<Others>,
     runtime: tokio::runtime::Runtime,
     control: tokio::net::UnixStream,
+    last: Status,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Plane {
     pub fn start(world: &World, folder: &Path, capture: Capture, confine: bool) -> Self {
-        let settings = Settings {
-            run_dir: folder.to_owned(),
-            table_file: folder.join("table"),
-            capture: Some(capture),
-            version: "test".into(),
-            grace: Duration::from_millis(200),
-            confine: confine.then(Vec::new),
-        };
-        Self::with(world, settings)
+        let confine = confine.then(Vec::new);
+        Self::with(world, Settings { confine, ..settings(folder, capture) })
     }
 
     pub fn with(world: &World, settings: Settings) -> Self {
         let others = Arc::new(Others::default());
         let (parts_of, namespace) = (Arc::clone(&others), world.node.fd());
-        let folder = settings.run_dir.clone();
+        let (folder, version) = (settings.run_dir.clone(), settings.version.clone());
         let thread = std::thread::spawn(move || {
             setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET).unwrap();
             let runtime =
@@ -349,18 +354,22 @@ impl Plane {
         });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let socket = folder.join(proxy::SOCKET);
-        let control = runtime.block_on(async {
+        let (control, first) = runtime.block_on(async {
             let connecting = async {
                 loop {
-                    match tokio::net::UnixStream::connect(&socket).await {
-                        Ok(stream) => return stream,
-                        Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+                    // Until a successor serves, this may be its predecessor.
+                    if let Ok(mut stream) = tokio::net::UnixStream::connect(&socket).await
+                        && let Ok(Some(FromProxy::Status(said))) = control::read(&mut stream).await
+                        && said.version == version
+                    {
+                        return (stream, said);
                     }
+                    tokio::time::sleep(Duration::from_millis(5)).await;
                 }
             };
             tokio::time::timeout(PATIENCE, connecting).await.expect("it listens for the agent")
         });
-        Self { others, runtime, control, thread: Some(thread) }
+        Self { others, runtime, control, last: first, thread: Some(thread) }
     }
 
     /// Puts a table in force, and returns how it is then.
@@ -372,7 +381,10 @@ impl Plane {
 
     /// Waits until it is as it should be.
     pub fn status(&mut self, is_right: impl Fn(&Status) -> bool) -> Status {
-        self.runtime.block_on(async {
+        if is_right(&self.last) {
+            return self.last.clone();
+        }
+        self.last = self.runtime.block_on(async {
             let hearing = async {
                 loop {
                     let said = control::read(&mut self.control).await.unwrap();
@@ -383,7 +395,8 @@ impl Plane {
                 }
             };
             tokio::time::timeout(PATIENCE, hearing).await.expect("the status is as awaited")
-        })
+        });
+        self.last.clone()
     }
 
     /// Has it leave, and waits for its end.

@@ -53,6 +53,7 @@ use crate::enrol::{Enrolment, resource};
 use crate::images::Access;
 use crate::node_events::NodeEvents;
 use crate::policy::{self, Prepull};
+use crate::relay::Relay;
 use crate::streams::Streams;
 use index::{Index, source_of};
 pub(crate) use liveness::Liveness;
@@ -101,6 +102,7 @@ pub(crate) struct Setup {
     pub(crate) enrolment: Arc<Enrolment>,
     pub(crate) blobs: Arc<Blobs>,
     pub(crate) streams: Arc<Streams>,
+    pub(crate) relay: Arc<Relay>,
     pub(crate) liveness: Arc<Liveness>,
     pub(crate) artifact_key: [u8; 32],
     pub(crate) profile: Profile,
@@ -564,6 +566,14 @@ impl Nodes {
                 tokio::spawn(async move {
                     if let Err(err) = streams.accept(&node, Box::new(stream)).await {
                         debug!(node = &*node, %err, "stream refused");
+                    }
+                });
+            }
+            StreamKind::Relay => {
+                let relay = Arc::clone(&self.setup.relay);
+                tokio::spawn(async move {
+                    if let Err(err) = relay.serve(&node, stream).await {
+                        debug!(node = &*node, %err, "not relayed");
                     }
                 });
             }

@@ -24,6 +24,7 @@ pub mod envelope;
 pub mod node;
 pub mod part;
 pub mod pod;
+pub mod relay;
 pub mod set;
 mod signal;
 pub mod status;
@@ -48,6 +49,8 @@ pub type Epoch = u128;
 pub const ALPN_BLOB: &[u8] = b"pinnace-blob/1";
 /// The ALPN name of byte streams on the node port, see [`command`].
 pub const ALPN_STREAM: &[u8] = b"pinnace-stream/1";
+/// The ALPN name of connections between two nodes through the master, see [`relay`].
+pub const ALPN_RELAY: &[u8] = b"pinnace-relay/1";
 /// The ALPN name of MQTT on the node port; a client that offers none gets MQTT too.
 pub const ALPN_MQTT: &[u8] = b"mqtt";
 /// Most bytes of one MQTT packet, in both directions.

@@ -35,6 +35,7 @@ use crate::images::Registries;
 use crate::node_events::NodeEvents;
 use crate::nodes::{self, Liveness};
 use crate::pki::{Pki, write_private};
+use crate::relay::Relay;
 use crate::streams::Streams;
 use crate::usage::Usage;
 use crate::{clock, kubeconfig, registry, usage};
@@ -140,6 +141,7 @@ pub(crate) async fn start(config: Config, shutdown: CancellationToken) -> anyhow
         .with_context(|| cannot("cached images"))?;
     let blobs = Arc::new(Blobs { artifacts, registries: registries.clone(), cache });
     let (commands, commanded) = mpsc::channel(COMMANDS_WAITING_MAX);
+    let relay = Relay::new(commands.clone());
     let streams = Streams::new(commands);
     api.set_log_source(Arc::clone(&streams) as Arc<dyn apiserver::LogSource>);
     api.set_stream_source(Arc::clone(&streams) as Arc<dyn apiserver::StreamSource>);
@@ -169,6 +171,7 @@ pub(crate) async fn start(config: Config, shutdown: CancellationToken) -> anyhow
         enrolment: Arc::new(Enrolment::new(api.clone(), Arc::clone(&pki))),
         blobs,
         streams,
+        relay,
         liveness,
         artifact_key: pki.artifact_public_key(),
         profile: profile(config.link_profile),

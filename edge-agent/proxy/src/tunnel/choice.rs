@@ -353,11 +353,14 @@ impl Choice {
                 race.running.retain(|(running, _)| Some(*running) != number);
                 race.waiting.retain(|(_, target)| rank(target.lane, 0) < reached);
                 race.running.retain(|(running, target)| {
-                    let is_better = rank(target.lane, 0) < reached;
-                    if !is_better {
+                    let rank = rank(target.lane, 0);
+                    // Where both dial at once, neither takes back what the other may
+                    // use already: one of the two is left for the other later.
+                    let goes_on = rank < reached || (rank == reached && number.is_none());
+                    if !goes_on {
                         actions.push(Action::Abort(*running));
                     }
-                    is_better
+                    goes_on
                 });
                 self.end_race(now);
             }

@@ -18,6 +18,7 @@ use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerCo
 use quinn::{
     Connection, ConnectionError, EndpointConfig, RecvStream, SendStream, TransportConfig, VarInt,
 };
+use ring::rand::SecureRandom;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Semaphore, mpsc};
@@ -26,6 +27,8 @@ use super::carrier::{Measures, us};
 use super::identity::{Keys, SERVER_NAME};
 use super::preface::DATAGRAM_BYTES_MAX;
 
+/// Bytes of a connection's name.
+const ID_BYTES: usize = 8;
 /// Bytes that may be under way on one stream.
 const STREAM_WINDOW: u32 = 512 << 10;
 /// Bytes that may be received and not read on one connection.
@@ -79,9 +82,31 @@ pub(super) fn endpoint(
 ) -> io::Result<quinn::Endpoint> {
     let mut config = EndpointConfig::new(Arc::new(keys.reset_key()));
     // A peer that was restarted is to know soon.
-    config.min_reset_interval(Duration::from_millis(1));
+    config.min_reset_interval(Duration::from_millis(1)).cid_generator(|| Box::new(Ids));
     let server = server_config(keys, keep_alive).map_err(io::Error::other)?;
     quinn::Endpoint::new(config, Some(server), socket, Arc::new(quinn::TokioRuntime))
+}
+
+/// Names of connections. They are only random: quinn's own carry a mark of the
+/// process that gave them, and a process that finds another's says nothing, where a
+/// peer is to learn that this node was restarted.
+#[derive(Debug)]
+struct Ids;
+
+impl quinn::ConnectionIdGenerator for Ids {
+    fn generate_cid(&mut self) -> quinn::ConnectionId {
+        let mut id = [0; ID_BYTES];
+        ring::rand::SystemRandom::new().fill(&mut id).expect("the system has randomness");
+        quinn::ConnectionId::new(&id)
+    }
+
+    fn cid_len(&self) -> usize {
+        ID_BYTES
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// How peers are accepted with `keys`.

@@ -41,6 +41,7 @@ pub(crate) const TALLY: u16 = 12;
 pub(crate) struct Ca {
     issuer: Issuer<'static, KeyPair>,
     certificate: CertificateDer<'static>,
+    made: Mutex<HashMap<String, Identity>>,
 }
 
 impl Ca {
@@ -49,11 +50,21 @@ impl Ca {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         let certificate = params.self_signed(&key).unwrap().der().clone();
-        Self { issuer: Issuer::new(params, key), certificate }
+        Self { issuer: Issuer::new(params, key), certificate, made: Mutex::default() }
     }
 
-    /// As the master makes them at enrolment.
+    /// As the master makes them at enrolment: once.
     pub(crate) fn identity(&self, name: &str) -> Identity {
+        let mut made = self.made.lock().unwrap();
+        made.entry(name.to_owned()).or_insert_with(|| self.make(name)).clone()
+    }
+
+    /// The next identity of that name is another one.
+    pub(crate) fn forget(&self, name: &str) {
+        self.made.lock().unwrap().remove(name);
+    }
+
+    fn make(&self, name: &str) -> Identity {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
@@ -304,6 +315,11 @@ impl<'a> Setup<'a> {
 
     pub(crate) fn listen(mut self, listen: &str) -> Self {
         self.listen = listen.parse().unwrap();
+        self
+    }
+
+    pub(crate) fn keep_alive(mut self, keep_alive: Duration) -> Self {
+        self.keep_alive = keep_alive;
         self
     }
 

@@ -367,27 +367,45 @@ async fn a_node_is_found_again_where_it_is_now() {
     assert_eq!(path(&a, &b).remote, "10.99.0.8:7443");
 }
 
-#[tokio::test]
-async fn a_node_that_was_killed_is_found_again_once_it_is_back() {
-    for blocked in [None, Some("meta l4proto udp")] {
-        let (ca, master) = (Ca::new(), Arc::<Master>::default());
-        let cable = Cable::new();
-        let setup = || Setup::new(&ca, &master).listen("0.0.0.0:7443");
-        let a = setup().within(&cable.a).start(1);
-        let b = setup().within(&cable.b).start(2);
-        firewall(&cable.b, blocked);
-        introduce(&[(&a, "10.99.0.1"), (&b, "10.99.0.2")]);
-        let mut stream = open(&a, &b, ECHO).await.unwrap();
-        inside(&cable.b, "ip link set cable down");
-        drop(b);
-        inside(&cable.b, "ip link set cable up");
-        // The certificate is another one, as the test's CA gives it; the reset is not
-        // known to be of the same node, and silence has to do.
-        let b = setup().within(&cable.b).start(2);
-        introduce(&[(&a, "10.99.0.1"), (&b, "10.99.0.2")]);
-        echo(&a, &b, 1000).await;
-        stream.write_all(b"x").await.ok();
-        let mut rest = Vec::new();
-        timeout(PATIENCE, stream.read_to_end(&mut rest)).await.unwrap().unwrap_err();
+/// How soon a node that was killed is found again, and what was open is known to be
+/// broken.
+async fn killed(same_key: bool, blocked: Option<&str>) {
+    let (ca, master) = (Ca::new(), Arc::<Master>::default());
+    let cable = Cable::new();
+    let setup = |name: &'static str| {
+        let keep_alive = Duration::from_secs(if same_key { 100 } else { 2 });
+        (name, Setup::new(&ca, &master).listen("0.0.0.0:7443").keep_alive(keep_alive))
+    };
+    let start = |(name, setup): (&str, Setup<'_>), within, number| {
+        let setup = Setup { namespace: Some(within), ..setup };
+        setup.start_as(number, name)
+    };
+    let a = start(setup("node-1"), &cable.a, 1);
+    let b = start(setup("node-2"), &cable.b, 2);
+    firewall(&cable.b, blocked);
+    introduce(&[(&a, "10.99.0.1"), (&b, "10.99.0.2")]);
+    let mut stream = open(&a, &b, ECHO).await.unwrap();
+    inside(&cable.b, "ip link set cable down");
+    drop(b);
+    inside(&cable.b, "ip link set cable up");
+    if !same_key {
+        ca.forget("node-2");
     }
+    let b = start(setup("node-2"), &cable.b, 2);
+    introduce(&[(&a, "10.99.0.1"), (&b, "10.99.0.2")]);
+    echo(&a, &b, 1000).await;
+    stream.write_all(b"x").await.ok();
+    let mut rest = Vec::new();
+    timeout(PATIENCE, stream.read_to_end(&mut rest)).await.unwrap().unwrap_err();
+}
+
+#[tokio::test]
+async fn a_node_that_was_killed_says_at_once_that_it_has_forgotten() {
+    killed(true, None).await;
+    killed(true, Some("meta l4proto udp")).await;
+}
+
+#[tokio::test]
+async fn a_node_that_is_made_anew_is_found_by_the_silence_of_the_old_one() {
+    killed(false, None).await;
 }

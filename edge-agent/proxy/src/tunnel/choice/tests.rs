@@ -340,3 +340,15 @@ fn what_breaks_while_better_is_looked_for_is_looked_for_too() {
     bench.choice.suspect(bench.now, 1);
     assert_eq!(bench.after(300), "3=tls .1");
 }
+
+#[test]
+fn where_both_dial_at_once_none_is_taken_back() {
+    let mut bench = Bench::new(&[1]);
+    bench.want();
+    bench.after(300);
+    assert_eq!(bench.connect(None, Lane::Quic, Some(1), 1000), "-2");
+    assert_eq!(bench.state(), State::Up(1));
+    assert_eq!(bench.connect(Some(1), Lane::Quic, Some(1), 1000), "");
+    assert_eq!(bench.state(), State::Up(2), "the lesser name's");
+    assert_eq!(bench.after(10_000), "x1");
+}

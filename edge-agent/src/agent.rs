@@ -306,6 +306,7 @@ fn facts(identity: &Identity, info: &NodeInfoV1) -> Facts {
         cpu_millis: info.cpu_millis,
         memory_bytes: info.memory_bytes,
         disk_bytes: info.disk_bytes,
+        services: Vec::new(),
     }
 }
 

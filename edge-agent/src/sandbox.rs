@@ -138,11 +138,13 @@ pub async fn set_up(
     };
     write(&dirs.run.join("hosts"), &hosts(&own, &pod.host_aliases))?;
     write(&dirs.run.join("hostname"), &format!("{}\n", hostname(pod)))?;
-    write(&dirs.run.join("resolv.conf"), &resolv::file(&pod.dns, shares.host_network))?;
+    let cluster = network.dns();
+    let resolv = resolv::file(&pod.dns, shares.host_network, &pod.namespace, cluster.as_ref());
+    write(&dirs.run.join("resolv.conf"), &resolv)?;
     Ok(address)
 }
 
-/// The name servers that the node itself asks, but none that only it can reach.
+/// The name servers that the node itself asks, as it reaches them.
 #[must_use]
 pub fn upstreams() -> Vec<std::net::IpAddr> {
     resolv::node_upstreams()

@@ -194,8 +194,8 @@ impl Upstream {
         refusal
     }
 
-    /// Whom to ask, in order, and how often. Those that are left out come last, and
-    /// one at a time finds out whether they are back.
+    /// Whom to ask, in order, and how often. One that is left out is tried again with
+    /// one question when its time has passed; where all are left out, all are asked.
     fn choose(&self, now: Instant) -> (Vec<Server>, u32) {
         let mut servers = lock(&self.servers);
         let mut chosen = Vec::new();

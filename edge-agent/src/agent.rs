@@ -255,7 +255,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
         board,
         runtime: commands,
         dial: Arc::clone(&dialer),
-        proxy: proxy.status.clone(),
+        proxy: proxy.clone(),
     };
     tasks.spawn(until(stop.clone(), streams.run(outputs.commands)));
     let changes =

@@ -330,6 +330,9 @@ impl Owner {
     }
 
     fn configure(&self) {
+        if let Some(set) = &self.set {
+            self.hooks.set_is(set);
+        }
         if let Some(config) = self.set.as_deref().and_then(set::node_config) {
             (self.configure)(config);
         }

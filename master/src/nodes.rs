@@ -200,7 +200,13 @@ struct Nodes {
 pub(crate) async fn run(setup: Setup, mut inputs: Inputs, shutdown: CancellationToken) {
     let (changes_to, mut changes) = mpsc::channel(CHANGES_WAITING_MAX);
     for kind in WATCHED {
-        let watch = watch(setup.api.clone(), resource(kind), changes_to.clone(), shutdown.clone());
+        let group = match kind {
+            "EndpointSlice" => "discovery.k8s.io",
+            "NetworkPolicy" => "networking.k8s.io",
+            _ => "",
+        };
+        let watched = api::resource::by_kind(group, kind).expect("the table of resources has it");
+        let watch = watch(setup.api.clone(), watched, changes_to.clone(), shutdown.clone());
         tokio::spawn(watch);
     }
     drop(changes_to);

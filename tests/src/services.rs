@@ -89,7 +89,11 @@ impl Client {
             let answer = self.run(&format!("curl -s -m 5 http://{url}/cgi-bin/who"));
             let mut words = answer.out.split_whitespace();
             match (words.next(), words.next()) {
-                (Some(pod), Some(client)) => Ok((pod.to_owned(), client.to_owned())),
+                (Some(pod), Some(client)) => {
+                    // The server listens on IPv6 too.
+                    let client = client.trim_start_matches("[::ffff:").trim_end_matches(']');
+                    Ok((pod.to_owned(), client.to_owned()))
+                }
                 _ => Err(format!("{} {}", answer.out, answer.err)),
             }
         })

@@ -29,7 +29,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nix::sched::CloneFlags;
-use nix::sys::signal::{SigHandler, Signal};
+use nix::sys::signal::Signal;
 use nix::unistd::{ForkResult, Gid, Uid};
 use oci_spec::runtime::Spec;
 use rustix::net::{
@@ -297,21 +297,6 @@ impl Plan {
         }
         Ok(())
     }
-}
-
-/// No signal is ignored: a program would inherit that. Rust's runtime ignores SIGPIPE,
-/// so that the writers of a pipe never end, and whoever starts an agent with
-/// `nohup` SIGHUP, so that a terminal never hangs up.
-///
-/// # Errors
-/// Never, on Linux.
-pub(crate) fn reset_signals() -> nix::Result<()> {
-    let unchangeable = [Signal::SIGKILL, Signal::SIGSTOP];
-    for signal in Signal::iterator().filter(|signal| !unchangeable.contains(signal)) {
-        // SAFETY: the default disposition is no function of ours.
-        unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }?;
-    }
-    Ok(())
 }
 
 /// Makes them the standard streams of this process.

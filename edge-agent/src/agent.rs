@@ -224,19 +224,10 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
         conditions: hold_conditions,
     };
     let watching = pressure::run(folders.clone(), settings.pressure, Clock::System, outlets);
-    let watched = board.clone();
-    let streams = Streams {
-        logs: folders.state.join("logs"),
-        folders: folders.clone(),
-        board,
-        runtime: commands,
-        dial: Arc::clone(&dialer),
-    };
     tasks.spawn(driver);
     tasks.spawn(pass_on(news, link.clone()));
     tasks.spawn(until(stop.clone(), pass_on_events(events, link.clone())));
     tasks.spawn(until(stop.clone(), watching));
-    tasks.spawn(until(stop.clone(), streams.run(outputs.commands)));
     let (manifests_to, manifests) = watch::channel(Arc::new(manifests));
     let folder_watch = manifests::watch(settings.manifests, identity.node.clone(), manifests_to);
     tasks.spawn(until(stop.clone(), folder_watch));
@@ -253,11 +244,20 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     let inputs = services::Inputs {
         first: first.clone(),
         sets: sets.clone(),
-        board: watched,
+        board: board.clone(),
         manifests: manifests.clone(),
     };
     let (proxy, keeping) = services::keep(services, inputs, Arc::clone(&network), stop.clone());
     tasks.spawn(keeping);
+    let streams = Streams {
+        logs: folders.state.join("logs"),
+        folders: folders.clone(),
+        board,
+        runtime: commands,
+        dial: Arc::clone(&dialer),
+        proxy: proxy.status.clone(),
+    };
+    tasks.spawn(until(stop.clone(), streams.run(outputs.commands)));
     let changes =
         Changes { short: conditions, manifests: manifests.clone(), removals, proxy: proxy.status };
     let looking =

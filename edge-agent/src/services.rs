@@ -10,6 +10,7 @@
 //! this agent is replaced: the new one takes over what the old one holds. With
 //! the last pod and the agent gone, it is told to leave, and leaves nothing.
 
+pub mod process;
 pub mod table;
 
 use std::collections::BTreeMap;
@@ -36,8 +37,6 @@ use crate::pods::owner::Board;
 
 /// Where other nodes reach this one, if nothing else is said.
 pub const TUNNEL_PORT: u16 = 7443;
-/// The socket on which the proxy is spoken with, in the run folder.
-pub const SOCKET: &str = "proxy.sock";
 /// How long changes are gathered before the proxy is told.
 const GATHER: Duration = Duration::from_millis(5);
 /// Pause between two tries to reach the proxy, doubled to [`RETRY_MAX`].
@@ -175,7 +174,7 @@ impl Keeper {
 
     /// Connects to the proxy; starts one where there is none, or `replace` asks for it.
     async fn connect(&self, replace: bool) -> UnixStream {
-        let socket = self.settings.run_dir.join(SOCKET);
+        let socket = self.settings.run_dir.join(proxy::SOCKET);
         let mut started: Option<tokio::time::Instant> = None;
         let mut wait = RETRY_FIRST;
         let mut must_start = replace;
@@ -205,6 +204,8 @@ impl Keeper {
             .arg(&self.settings.state_dir)
             .arg("--run-dir")
             .arg(&self.settings.run_dir)
+            .arg("--tunnel-port")
+            .arg(self.settings.tunnel_port.to_string())
             .args(&self.settings.arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

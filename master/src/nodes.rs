@@ -54,6 +54,7 @@ use crate::enrol::{Enrolment, resource};
 use crate::images::Access;
 use crate::node_events::NodeEvents;
 use crate::policy::{self, Prepull};
+use crate::relay::Relay;
 use crate::streams::Streams;
 use changes::{Changed, WATCH_RETRY, watch};
 use index::Index;
@@ -106,6 +107,7 @@ pub(crate) struct Setup {
     pub(crate) enrolment: Arc<Enrolment>,
     pub(crate) blobs: Arc<Blobs>,
     pub(crate) streams: Arc<Streams>,
+    pub(crate) relay: Arc<Relay>,
     pub(crate) liveness: Arc<Liveness>,
     pub(crate) artifact_key: [u8; 32],
     pub(crate) profile: Profile,
@@ -589,6 +591,14 @@ impl Nodes {
                 tokio::spawn(async move {
                     if let Err(err) = splice(stream, api).await {
                         debug!(node = &*node, %err, "a pod's connection to the API ended early");
+                    }
+                });
+            }
+            StreamKind::Relay => {
+                let relay = Arc::clone(&self.setup.relay);
+                tokio::spawn(async move {
+                    if let Err(err) = relay.serve(&node, stream).await {
+                        debug!(node = &*node, %err, "not relayed");
                     }
                 });
             }

@@ -47,6 +47,14 @@ pub enum CommandV1 {
     /// Ask for the tokens of all pods anew: the master's clock has jumped, and those
     /// made before are no good by it.
     RefreshTokens,
+    /// A node that does not reach this one directly waits at the master: dial with
+    /// ALPN `pinnace-relay/1` and fetch its connection, see [`crate::relay`].
+    Relay {
+        /// Who waits.
+        from: String,
+        /// Proves to the master which connection is fetched. Valid once, for 10 s.
+        ticket: [u8; 16],
+    },
 }
 
 /// What a stream serves.
@@ -63,6 +71,9 @@ pub enum StreamV1 {
     /// What the node and its containers use: postcard of [`crate::usage::UsageV1`] as
     /// standard output, then the end.
     Usage,
+    /// How the node reaches the others: postcard of [`crate::usage::PathsV1`], in the
+    /// same way.
+    Paths,
 }
 
 /// A command to run in a container.

@@ -25,6 +25,7 @@ pub mod network;
 pub mod node;
 pub mod part;
 pub mod pod;
+pub mod relay;
 pub mod set;
 mod signal;
 pub mod status;
@@ -52,6 +53,8 @@ pub const ALPN_STREAM: &[u8] = b"pinnace-stream/1";
 /// The ALPN name under which a node's pods reach the API through the node port: the
 /// bytes of their own TLS with it.
 pub const ALPN_API: &[u8] = b"pinnace-api/1";
+/// The ALPN name of connections between two nodes through the master, see [`relay`].
+pub const ALPN_RELAY: &[u8] = b"pinnace-relay/1";
 /// The ALPN name of MQTT on the node port; a client that offers none gets MQTT too.
 pub const ALPN_MQTT: &[u8] = b"mqtt";
 /// Most bytes of one MQTT packet, in both directions.

@@ -18,3 +18,25 @@ pub mod control;
 pub mod dns;
 pub mod links;
 pub mod table;
+pub mod tunnel;
+
+pub use plane::{OnTable, Parts};
+pub use run::{RunError, SOCKET, Settings, run};
+
+mod affinity;
+mod balance;
+mod capture;
+mod confine;
+mod dial;
+mod handover;
+mod persist;
+mod plane;
+mod policy;
+mod ports;
+mod pump;
+mod random;
+mod routes;
+mod run;
+mod tcp;
+mod udp;
+mod view;

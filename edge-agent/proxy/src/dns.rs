@@ -24,7 +24,7 @@ mod tests;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
@@ -50,7 +50,7 @@ pub struct Settings {
     pub upstream_port: u16,
     /// How long one of them has for its answer; twice that when it is asked again.
     pub attempt: Duration,
-    /// How long all of them have.
+    /// After how long no further one is asked.
     pub deadline: Duration,
     /// After how long an answer that was true once is given instead.
     pub stale_after: Duration,
@@ -89,6 +89,8 @@ struct Inner {
     settings: Settings,
     index: RwLock<Arc<Index>>,
     upstream: Arc<Upstream>,
+    /// Of the last table.
+    conflicts: Mutex<Vec<Conflict>>,
     n_answers: AtomicUsize,
     tcp: Arc<Semaphore>,
 }
@@ -107,18 +109,25 @@ impl Dns {
         Self(Arc::new(Inner {
             index: RwLock::new(Arc::new(Index::new(Arc::default()))),
             upstream: Arc::new(Upstream::new(settings)),
+            conflicts: Mutex::default(),
             n_answers: AtomicUsize::new(0),
             tcp: Arc::new(Semaphore::new(settings.tcp_connections_max)),
             settings,
         }))
     }
 
-    /// Answers from this table from now on. Returns what of it cannot be followed.
+    /// Answers from this table from now on. Returns what of it cannot be followed, for
+    /// the status; said in the log where it is new.
     pub fn set_table(&self, table: Arc<Table>) -> Vec<Conflict> {
         let (upstreams, conflicts) = upstreams(&table.node);
         self.0.upstream.set_servers(&upstreams);
         let index = Arc::new(Index::new(table));
         *self.0.index.write().unwrap_or_else(PoisonError::into_inner) = index;
+        let mut known = self.0.conflicts.lock().unwrap_or_else(PoisonError::into_inner);
+        for conflict in conflicts.iter().filter(|conflict| !known.contains(conflict)) {
+            tracing::warn!("{}", conflict.message);
+        }
+        known.clone_from(&conflicts);
         conflicts
     }
 
@@ -313,7 +322,6 @@ fn upstreams(node: &Node) -> (Vec<IpAddr>, Vec<Conflict>) {
             "name server {address} {problem} and is not asked; give the node another one in \
              /etc/resolv.conf"
         );
-        tracing::warn!("{message}");
         conflicts.push(Conflict { message, ..Conflict::default() });
     }
     (usable, conflicts)

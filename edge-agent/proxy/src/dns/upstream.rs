@@ -155,7 +155,8 @@ impl Upstream {
         lock(&self.servers).iter().all(|server| server.n_failures >= FAILURES_MAX)
     }
 
-    /// Asks one server after the other, and those that were silent once more.
+    /// Asks one server after the other, and those that were silent once more. Begins
+    /// no exchange after the deadline.
     async fn ask(&self, question: &Question) -> Option<Reply> {
         let deadline = Instant::now() + self.settings.deadline;
         let (mut servers, n_rounds) = self.choose(Instant::now());
@@ -168,8 +169,8 @@ impl Upstream {
                 if left.is_zero() {
                     return refusal;
                 }
-                match timeout(wait.min(left), self.ask_server(server, question)).await {
-                    Ok(Ok(reply)) => {
+                match self.ask_server(server, question, wait.min(left)).await {
+                    Ok(reply) => {
                         self.note(server.address, true);
                         if is_definite(&reply) {
                             return Some(reply);
@@ -177,13 +178,8 @@ impl Upstream {
                         // Another one may know better.
                         refusal = Some(reply);
                     }
-                    Ok(Err(error)) => {
+                    Err(error) => {
                         tracing::debug!(server = %server.address, %error, "name server failed");
-                        self.note(server.address, false);
-                        silent.push(server);
-                    }
-                    Err(_) => {
-                        tracing::debug!(server = %server.address, "name server is silent");
                         self.note(server.address, false);
                         silent.push(server);
                     }
@@ -236,28 +232,32 @@ impl Upstream {
         }
     }
 
-    async fn ask_server(&self, server: Server, question: &Question) -> io::Result<Reply> {
+    /// Asks one server, with `wait` for each exchange: there may be one without OPT
+    /// record, and one over TCP.
+    async fn ask_server(
+        &self,
+        server: Server,
+        question: &Question,
+        wait: Duration,
+    ) -> io::Result<Reply> {
         let mut is_plain = server.is_plain;
-        loop {
-            let reply = self.ask_udp(server.address, question, is_plain).await?;
-            if !is_plain && matches!(reply.rcode(), Rcode::FORMAT | Rcode::NOT_IMPLEMENTED) {
-                is_plain = true;
-                continue;
-            }
-            if is_plain && !server.is_plain && is_definite(&reply) {
+        let mut reply = timeout(wait, self.ask_udp(server.address, question, is_plain)).await??;
+        if !is_plain && matches!(reply.rcode(), Rcode::FORMAT | Rcode::NOT_IMPLEMENTED) {
+            is_plain = true;
+            reply = timeout(wait, self.ask_udp(server.address, question, is_plain)).await??;
+            if is_definite(&reply) {
                 let mut servers = lock(&self.servers);
                 for known in servers.iter_mut().filter(|known| known.address == server.address) {
                     known.is_plain = true;
                 }
             }
-            if !reply.is_truncated() {
-                return Ok(reply);
-            }
-            // A part is better than nothing where TCP does not get through.
-            let whole = self.ask_tcp(server.address, question, is_plain);
-            let whole = timeout(self.settings.attempt / 2, whole).await;
-            return Ok(whole.ok().and_then(Result::ok).unwrap_or(reply));
         }
+        if !reply.is_truncated() {
+            return Ok(reply);
+        }
+        // A part is better than nothing where TCP does not get through.
+        let whole = timeout(wait, self.ask_tcp(server.address, question, is_plain)).await;
+        Ok(whole.ok().and_then(Result::ok).unwrap_or(reply))
     }
 
     async fn ask_udp(

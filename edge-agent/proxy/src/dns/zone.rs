@@ -14,12 +14,12 @@
 //!
 //! As Kubernetes' DNS specification 1.1.0 and CoreDNS have it, and stricter with
 //! what a resolver may conclude: a name that exists never gets `NXDOMAIN` for a
-//! type it lacks, since musl takes that for both address families. Pure. An index
-//! holds what a sorted table does not give by itself: names by address, eight
-//! bytes an endpoint.
+//! type it lacks, since musl takes that for both address families. Pure. What a
+//! sorted table does not give by itself, names by address, is sorted when the
+//! first address is asked for: eight bytes an endpoint.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::message::{Data, Rcode, Record, kind};
 use super::name::Name;
@@ -45,9 +45,43 @@ pub(super) struct Index {
     zone: Option<Name>,
     arpa4: Name,
     arpa6: Name,
-    /// (address, index of the Service), sorted.
-    by_v4: Vec<(Ipv4Addr, u32)>,
-    by_v6: Vec<(Ipv6Addr, u32)>,
+    by_address: OnceLock<ByAddress>,
+}
+
+/// (address, index of the Service), sorted.
+#[derive(Debug)]
+struct ByAddress {
+    v4: Vec<(Ipv4Addr, u32)>,
+    v6: Vec<(Ipv6Addr, u32)>,
+}
+
+impl ByAddress {
+    fn new(table: &Table) -> Self {
+        let (mut v4, mut v6) = (Vec::new(), Vec::new());
+        for (service, n) in table.services.iter().zip(0u32..) {
+            let endpoints = endpoints(service).map(|endpoint| endpoint.address);
+            for address in service.cluster_ips.iter().copied().chain(endpoints) {
+                match address {
+                    IpAddr::V4(address) => v4.push((address, n)),
+                    IpAddr::V6(address) => v6.push((address, n)),
+                }
+            }
+        }
+        v4.sort_unstable();
+        v4.dedup();
+        v4.shrink_to_fit();
+        v6.sort_unstable();
+        v6.dedup();
+        v6.shrink_to_fit();
+        Self { v4, v6 }
+    }
+
+    fn services(&self, address: IpAddr) -> Vec<u32> {
+        match address {
+            IpAddr::V4(address) => at(&self.v4, address),
+            IpAddr::V6(address) => at(&self.v6, address),
+        }
+    }
 }
 
 /// What there is to say.
@@ -72,24 +106,8 @@ impl Index {
         let domain = &table.node.cluster_domain;
         let zone = Name::from_text(domain).filter(|zone| *zone != Name::root());
         let text = |text| Name::from_text(text).unwrap_or_else(Name::root);
-        let (mut by_v4, mut by_v6) = (Vec::new(), Vec::new());
-        for (service, n) in table.services.iter().zip(0u32..) {
-            let endpoints = endpoints(service).map(|endpoint| endpoint.address);
-            for address in service.cluster_ips.iter().copied().chain(endpoints) {
-                match address {
-                    IpAddr::V4(v4) => by_v4.push((v4, n)),
-                    IpAddr::V6(v6) => by_v6.push((v6, n)),
-                }
-            }
-        }
-        by_v4.sort_unstable();
-        by_v4.dedup();
-        by_v4.shrink_to_fit();
-        by_v6.sort_unstable();
-        by_v6.dedup();
-        by_v6.shrink_to_fit();
         let (arpa4, arpa6) = (text("in-addr.arpa"), text("ip6.arpa"));
-        Self { table, zone, arpa4, arpa6, by_v4, by_v6 }
+        Self { table, zone, arpa4, arpa6, by_address: OnceLock::new() }
     }
 
     /// Answers a question about `name`; `None` where the cluster has no say. Of
@@ -373,12 +391,12 @@ impl Index {
     /// The names of an address: of the Service, else of every Service it is an
     /// endpoint of, else of the pod on this node.
     fn names_of(&self, address: IpAddr) -> Vec<Name> {
-        let services: Vec<&Service> = match address {
-            IpAddr::V4(v4) => at(&self.by_v4, v4),
-            IpAddr::V6(v6) => at(&self.by_v6, v6),
-        }
-        .filter_map(|n| self.table.services.get(usize::try_from(n).ok()?))
-        .collect();
+        let by_address = self.by_address.get_or_init(|| ByAddress::new(&self.table));
+        let services: Vec<&Service> = by_address
+            .services(address)
+            .into_iter()
+            .filter_map(|n| self.table.services.get(usize::try_from(n).ok()?))
+            .collect();
         let owner = services.iter().find(|service| service.cluster_ips.contains(&address));
         if let Some(service) = owner {
             return self.name_of(None, service).into_iter().collect();
@@ -484,10 +502,10 @@ enum Meaning<'a> {
 }
 
 /// The numbers that a sorted list has for an address.
-fn at<A: Ord + Copy>(sorted: &[(A, u32)], address: A) -> Box<dyn Iterator<Item = u32> + '_> {
+fn at<A: Ord + Copy>(sorted: &[(A, u32)], address: A) -> Vec<u32> {
     let from = sorted.partition_point(|(candidate, _)| *candidate < address);
-    let found = sorted[from..].iter().take_while(move |(candidate, _)| *candidate == address);
-    Box::new(found.map(|(_, n)| *n))
+    let found = sorted[from..].iter().take_while(|(candidate, _)| *candidate == address);
+    found.map(|(_, n)| *n).collect()
 }
 
 fn endpoints(service: &Service) -> impl Iterator<Item = &Endpoint> {

@@ -6,6 +6,7 @@
 //!                              command       exec and attach: streams of a process
 //!                              forward       connections into the pod's network
 //!                              usage         processor and memory, measured now
+//!                              paths         how the other nodes are reached
 //! ```
 //!
 //! Each stream has a connection of its own, so that none delays a heartbeat or
@@ -14,6 +15,7 @@
 mod command;
 mod forward;
 mod frames;
+mod paths;
 mod usage;
 
 use std::io;
@@ -50,6 +52,8 @@ pub struct Streams {
     pub runtime: Arc<dyn Runtime>,
     /// Reaches the master.
     pub dial: Arc<dyn Dial>,
+    /// How the proxy is.
+    pub proxy: tokio::sync::watch::Receiver<Option<proxy::control::Status>>,
 }
 
 impl std::fmt::Debug for Streams {
@@ -113,6 +117,10 @@ impl Streams {
                 Ok(network) => forward::serve(network, connection).await,
                 Err(why) => end(connection, why).await,
             },
+            StreamV1::Paths => {
+                let status = self.proxy.borrow().clone();
+                paths::serve(status.as_ref(), connection).await
+            }
             StreamV1::Usage => usage::serve(&self.folders, &self.board, connection).await,
         }
     }

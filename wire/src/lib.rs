@@ -21,6 +21,7 @@ pub mod command;
 pub mod encoded;
 pub mod enrol;
 pub mod envelope;
+pub mod network;
 pub mod node;
 pub mod part;
 pub mod pod;
@@ -48,6 +49,9 @@ pub type Epoch = u128;
 pub const ALPN_BLOB: &[u8] = b"pinnace-blob/1";
 /// The ALPN name of byte streams on the node port, see [`command`].
 pub const ALPN_STREAM: &[u8] = b"pinnace-stream/1";
+/// The ALPN name under which a node's pods reach the API through the node port: the
+/// bytes of their own TLS with it.
+pub const ALPN_API: &[u8] = b"pinnace-api/1";
 /// The ALPN name of MQTT on the node port; a client that offers none gets MQTT too.
 pub const ALPN_MQTT: &[u8] = b"mqtt";
 /// Most bytes of one MQTT packet, in both directions.

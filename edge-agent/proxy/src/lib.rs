@@ -15,8 +15,10 @@
 //! the disk, so that after a reboot it serves before the agent has spoken.
 
 pub mod control;
+pub mod dns;
 pub mod links;
 pub mod table;
+pub mod tunnel;
 
 pub use plane::{OnTable, Parts};
 pub use run::{RunError, SOCKET, Settings, run};

@@ -18,6 +18,14 @@ pub(super) fn file(dns: &DnsV1, host_network: bool) -> String {
     merge(of_node, dns).text()
 }
 
+/// The name servers that the node itself asks, but none that only it can reach.
+pub(super) fn node_upstreams() -> Vec<std::net::IpAddr> {
+    let files = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
+    let texts = files.map(|path| fs::read_to_string(path).unwrap_or_default());
+    let found = upstreams(&[&texts[0], &texts[1]]);
+    found.servers.iter().filter_map(|server| server.parse().ok()).collect()
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Config {
     servers: Vec<String>,

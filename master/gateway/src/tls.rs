@@ -7,7 +7,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::time_provider::TimeProvider;
 use rustls::{RootCertStore, ServerConfig};
-use wire::{ALPN_BLOB, ALPN_MQTT, ALPN_STREAM};
+use wire::{ALPN_API, ALPN_BLOB, ALPN_MQTT, ALPN_STREAM};
 
 /// The system's clock, but never earlier than a time that is known to be past:
 /// a board without a battery starts in 1970, and every certificate would be "not
@@ -63,7 +63,7 @@ pub fn server_config(
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain, key)?;
     config.alpn_protocols =
-        [ALPN_MQTT, ALPN_BLOB, ALPN_STREAM].iter().map(|name| name.to_vec()).collect();
+        [ALPN_MQTT, ALPN_BLOB, ALPN_STREAM, ALPN_API].iter().map(|name| name.to_vec()).collect();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))

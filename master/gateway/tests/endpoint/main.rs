@@ -490,9 +490,11 @@ async fn a_board_has_little_time_and_few_connections() {
 async fn streams_and_artifacts_are_handed_over_with_the_nodes_name() {
     let mut port = Port::open(Config::default()).await;
     let identity = port.pki.node("a");
-    for (alpn, expected) in
-        [(wire::ALPN_BLOB, StreamKind::Blob), (wire::ALPN_STREAM, StreamKind::Stream)]
-    {
+    for (alpn, expected) in [
+        (wire::ALPN_BLOB, StreamKind::Blob),
+        (wire::ALPN_STREAM, StreamKind::Stream),
+        (wire::ALPN_API, StreamKind::Api),
+    ] {
         let mut ours = port.tls(Some(&identity), &[alpn]).await;
         ours.write_all(b"ping").await.unwrap();
         let GatewayEvent::Stream { node, kind, mut stream } = port.next().await else {

@@ -188,9 +188,14 @@ fn receive_blocking(mut stream: &Blocking) -> io::Result<Option<Coming>> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let invalid = || io::Error::new(io::ErrorKind::InvalidData, "not a piece that belongs here");
-    stream.write_all(&[FORMAT])?;
-    let (hello, capture): (Hello, _) = match wire::receive(stream) {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+    // It may be about to end: then nobody is there to take over from.
+    let is_over = |error: &io::Error| {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+        matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
+    };
+    let first = stream.write_all(&[FORMAT]).and_then(|()| wire::receive::<Hello>(stream));
+    let (hello, capture) = match first {
+        Err(error) if is_over(&error) => return Ok(None),
         other => other?,
     };
     let mut coming =

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, UdpSocket};
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 
 use crate::capture::sockets;
 use crate::control::Conflict;
@@ -187,7 +187,7 @@ enum Listening {
 struct Open {
     entry: Entry,
     socket: Listening,
-    task: AbortHandle,
+    task: JoinHandle<()>,
 }
 
 impl Drop for Open {
@@ -212,13 +212,16 @@ impl Ports {
 
     /// Closes what is wanted no more and opens what is new. Returns what another
     /// program has.
-    pub(crate) fn apply(&mut self, plane: &Arc<Plane>, wanted: Wanted) -> Vec<Conflict> {
-        self.open.retain(|bind, _| wanted.contains_key(bind));
+    pub(crate) async fn apply(&mut self, plane: &Arc<Plane>, wanted: Wanted) -> Vec<Conflict> {
+        let old: Vec<_> = self.open.extract_if(.., |bind, _| !wanted.contains_key(bind)).collect();
+        for (_, mut open) in old {
+            open.stop().await;
+        }
         let mut conflicts = Vec::new();
         for (bind, (entry, owner)) in wanted {
             if let Some(open) = self.open.get_mut(&bind) {
                 if open.entry != entry {
-                    open.lead_to(plane, entry);
+                    open.lead_to(plane, entry).await;
                 }
                 continue;
             }
@@ -265,19 +268,27 @@ impl Ports {
     }
 
     /// Accepts no more; what waits in the sockets is the successor's.
-    pub(crate) fn stop(&self) {
-        for open in self.open.values() {
-            open.task.abort();
+    pub(crate) async fn stop(&mut self) {
+        for open in self.open.values_mut() {
+            open.stop().await;
         }
     }
 }
 
 impl Open {
     /// The same socket, another end: nobody who waits at it is turned away.
-    fn lead_to(&mut self, plane: &Arc<Plane>, entry: Entry) {
-        self.task.abort();
+    async fn lead_to(&mut self, plane: &Arc<Plane>, entry: Entry) {
+        self.stop().await;
         self.task = start(plane, &self.socket, entry.clone());
         self.entry = entry;
+    }
+
+    /// Accepts no more once this returns, and the task holds the socket no longer.
+    async fn stop(&mut self) {
+        self.task.abort();
+        if !self.task.is_finished() {
+            let _cancelled = (&mut self.task).await;
+        }
     }
 }
 
@@ -300,9 +311,9 @@ fn open(
     Ok(Open { entry, socket, task })
 }
 
-fn start(plane: &Arc<Plane>, socket: &Listening, entry: Entry) -> AbortHandle {
+fn start(plane: &Arc<Plane>, socket: &Listening, entry: Entry) -> JoinHandle<()> {
     let plane = Arc::clone(plane);
-    let task = match (socket, entry) {
+    match (socket, entry) {
         (Listening::Tcp(listener), Entry::Health(namespace, name)) => {
             tokio::spawn(health::serve(plane, Arc::clone(listener), namespace, name))
         }
@@ -312,6 +323,5 @@ fn start(plane: &Arc<Plane>, socket: &Listening, entry: Entry) -> AbortHandle {
         (Listening::Udp(socket), entry) => {
             tokio::spawn(udp::receive(plane, Arc::clone(socket), entry))
         }
-    };
-    task.abort_handle()
+    }
 }

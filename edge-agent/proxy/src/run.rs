@@ -339,7 +339,7 @@ impl Running {
             problems.push(format!("cannot capture what is sent to Services: {error}"));
         }
         let (wanted, mut conflicts) = ports::wanted(&view, is_captured || !is_routed);
-        conflicts.extend(self.ports.apply(&self.plane, wanted));
+        conflicts.extend(self.ports.apply(&self.plane, wanted).await);
         conflicts.sort();
         self.is_whole = problems.is_empty() && conflicts.is_empty();
         let capture = if is_routed { self.capturing.capture() } else { Capture::None };
@@ -389,7 +389,7 @@ impl Running {
     async fn leave(mut self) {
         self.persist().await;
         self.tasks.shutdown().await;
-        self.ports.stop();
+        self.ports.stop().await;
         // The program goes first: no packet is led to sockets that are gone.
         if let Err(error) = self.capturing.remove().await {
             tracing::warn!(%error, "rules of ours are left behind");

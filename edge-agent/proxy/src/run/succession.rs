@@ -143,7 +143,7 @@ impl Running {
             }
         }
         self.tasks.shutdown().await;
-        self.ports.stop();
+        self.ports.stop().await;
         if let Ok(parts) = self.plane.parts() {
             let _late = tokio::time::timeout(LEAVE_WAIT, (parts.leave)()).await;
         }

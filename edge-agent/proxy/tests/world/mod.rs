@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns, unshare};
@@ -87,8 +87,13 @@ pub fn join(a: &Namespace, name_a: &str, b: &Namespace, name_b: &str) {
     b.run(&format!("ip link set {name_b} up"));
 }
 
+/// A program that one test starts holds all that is open for a moment, until it is
+/// another program: then a port of another test would be closed and still taken.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 /// A node with three pods, and a neighbour on its network.
 pub struct World {
+    _turn: MutexGuard<'static, ()>,
     pub node: Namespace,
     pub outside: Namespace,
     pub pods: Vec<Namespace>,
@@ -108,6 +113,7 @@ pub fn pod_address6(n: usize) -> IpAddr {
 
 impl World {
     pub fn new() -> Self {
+        let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let (node, outside) = (Namespace::new(), Namespace::new());
         join(&node, "eth0", &outside, "eth0");
         node.run(&format!("ip addr add {NODE}/24 dev eth0"));
@@ -137,7 +143,7 @@ impl World {
                 pod
             })
             .collect();
-        Self { node, outside, pods }
+        Self { _turn: turn, node, outside, pods }
     }
 }
 

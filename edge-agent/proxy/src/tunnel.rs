@@ -51,6 +51,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use self::choice::Lane;
 use self::choice::Timing;
 pub use self::guard::{Rejected, check};
 pub use self::identity::{Identity, IdentityError};
@@ -71,7 +72,7 @@ const BACKLOG: i32 = 256;
 const SOCKET_BUFFER: usize = 2 << 20;
 
 /// How links are kept.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// Where to listen: UDP for QUIC, TCP for TLS. Port 0 picks one that is free for
     /// both. `[::]` serves IPv4 too, and falls back to it where there is no IPv6.
@@ -84,6 +85,8 @@ pub struct Config {
     pub idle: Duration,
     /// How soon something better is looked for, where a link is not the best.
     pub review: Duration,
+    /// What is dialled. Peers may come another way, and are served on it.
+    pub lanes: Vec<Lane>,
 }
 
 impl Config {
@@ -92,7 +95,8 @@ impl Config {
     pub fn new(listen: SocketAddr) -> Self {
         let timing = Timing::default();
         let keep_alive = Duration::from_secs(15);
-        Self { listen, keep_alive, idle: timing.idle, review: timing.review }
+        let lanes = vec![Lane::Quic, Lane::Tls, Lane::Relay];
+        Self { listen, keep_alive, idle: timing.idle, review: timing.review, lanes }
     }
 
     fn timing(&self) -> Timing {
@@ -210,9 +214,9 @@ impl Tunnel {
     ) -> Result<Self, StartError> {
         let keys = Keys::new(identity)?;
         let (udp, tcp) = bind(config.listen)?;
-        let listen = |transport| {
-            move |source| StartError::Listen { address: config.listen, transport, source }
-        };
+        let address = config.listen;
+        let listen =
+            |transport| move |source| StartError::Listen { address, transport, source };
         let endpoint =
             quic::endpoint(udp.into(), &keys, config.keep_alive).map_err(listen("UDP"))?;
         let listener = TcpListener::from_std(tcp.into()).map_err(listen("TCP"))?;
@@ -400,7 +404,7 @@ fn bind_once(listen: SocketAddr) -> Result<(Socket, Socket), StartError> {
         |transport| move |source| StartError::Listen { address: listen, transport, source };
     let udp = socket(listen, Type::DGRAM).map_err(failed("UDP"))?;
     let bound = udp.local_addr().ok().and_then(|address| address.as_socket());
-    let port = bound.map_or(listen.port(), |bound| bound.port());
+    let port = bound.unwrap_or(listen).port();
     let tcp = socket(SocketAddr::new(listen.ip(), port), Type::STREAM).map_err(failed("TCP"))?;
     Ok((udp, tcp))
 }

@@ -13,6 +13,7 @@
 //! Kubernetes takes those for unset, so does this.
 
 mod pod;
+mod service;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -49,6 +50,10 @@ pub fn apply(resource: &Resource, object: &mut Value) {
             set_if_absent(root, "volumeBindingMode", || json!("Immediate"));
         }
         ("coordination.k8s.io", "Lease") => set_if_absent(root, "spec", || json!({})),
+        ("", "Service") => service::service(root),
+        ("", "Endpoints") => service::endpoints(root),
+        ("discovery.k8s.io", "EndpointSlice") => service::endpoint_slice(root),
+        ("networking.k8s.io", "NetworkPolicy") => service::network_policy(root),
         _ => {}
     }
 }

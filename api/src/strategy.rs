@@ -125,7 +125,10 @@ pub fn prepare_for_update(
             let annotations = (resource.kind == "Deployment")
                 .then(|| object.get("metadata")?.get("annotations").cloned())
                 .flatten();
-            (object.get("spec").cloned(), annotations)
+            // What is asked for of a slice stands in no spec.
+            let slice = (resource.kind == "EndpointSlice")
+                .then(|| ["endpoints", "ports"].map(|part| object.get(part).cloned()));
+            (object.get("spec").cloned(), annotations, slice)
         };
         if counted(old) != counted(new) {
             let next = meta::generation(old) + 1;

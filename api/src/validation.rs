@@ -11,11 +11,14 @@
 
 mod config;
 mod container;
+mod endpoints;
 mod ephemeral;
 mod health;
 mod metadata;
+mod network_policy;
 mod node;
 mod pod;
+mod service;
 mod storage;
 pub mod unsupported;
 mod volume;
@@ -93,6 +96,16 @@ pub struct FieldError {
 }
 
 impl FieldError {
+    /// A field with a value it cannot have, for callers outside this module.
+    #[must_use]
+    pub fn invalid(path: &str, value: &Value, detail: &str) -> Self {
+        Self {
+            path: path.to_owned(),
+            reason: Reason::Invalid,
+            message: format!("Invalid value: {value}: {detail}"),
+        }
+    }
+
     /// A field that may not be given, for callers outside this module.
     #[must_use]
     pub fn forbidden(path: &str, detail: &str) -> Self {
@@ -148,6 +161,11 @@ pub fn update(
         whole(resource, new, Some(old), &mut errors);
         changes(resource, old, new, &mut errors);
     }
+    if let ("", "Service", Some("status"), Some(root)) =
+        (resource.group, resource.kind, subresource, new.as_object())
+    {
+        service::status(root, &mut errors);
+    }
     if subresource == Some("ephemeralcontainers")
         && let (Some(old), Some(new)) = (old.as_object(), new.as_object())
     {
@@ -181,6 +199,10 @@ fn whole(resource: &Resource, object: &Value, old: Option<&Value>, errors: &mut 
         ("storage.k8s.io", "StorageClass") => storage::class(root, errors),
         ("coordination.k8s.io", "Lease") => node::lease(root, errors),
         ("node.k8s.io", "RuntimeClass") => node::runtime_class(root, errors),
+        ("", "Service") => service::service(root, errors),
+        ("", "Endpoints") => endpoints::endpoints(root, errors),
+        ("discovery.k8s.io", "EndpointSlice") => endpoints::slice(root, errors),
+        ("networking.k8s.io", "NetworkPolicy") => network_policy::policy(root, errors),
         _ => {}
     }
 }
@@ -202,6 +224,8 @@ fn changes(resource: &Resource, old: &Value, new: &Value, errors: &mut Errors) {
         ("", "PersistentVolume") => storage::volume_update(old, new, errors),
         ("", "PersistentVolumeClaim") => storage::claim_update(old, new, errors),
         ("storage.k8s.io", "StorageClass") => storage::class_update(old, new, errors),
+        ("", "Service") => service::service_update(old, new, errors),
+        ("discovery.k8s.io", "EndpointSlice") => endpoints::slice_update(old, new, errors),
         _ => {}
     }
 }
@@ -541,6 +565,24 @@ mod tests {
                 "livenessProbe",
                 "involvedObject",
                 "volumeMounts",
+                "type",
+                "clusterIP",
+                "clusterIPs",
+                "ipFamilies",
+                "ports",
+                "port",
+                "targetPort",
+                "nodePort",
+                "endpoints",
+                "addresses",
+                "addressType",
+                "subsets",
+                "ingress",
+                "egress",
+                "from",
+                "ipBlock",
+                "cidr",
+                "except",
             ]);
             prop_oneof![
                 prop::collection::vec(inner.clone(), 0..3).prop_map(Value::Array),
@@ -555,7 +597,7 @@ mod tests {
         #[test]
         fn any_object_is_judged_and_defaults_settle(old in any_object(), new in any_object()) {
             let wrap = |spec: &Value| json!({"metadata": spec, "spec": spec, "status": spec, "data": spec,
-                "involvedObject": spec});
+                "involvedObject": spec, "endpoints": [spec], "subsets": [spec], "ports": [spec]});
             for resource in resource::all() {
                 let (mut old, mut new) = (wrap(&old), wrap(&new));
                 defaults::apply(resource, &mut new);
@@ -570,6 +612,12 @@ mod tests {
                 }
                 let _ = create(resource, &new);
                 let _ = unsupported::check(resource, &new);
+                let ranges = crate::service::Ranges::default();
+                let _ = crate::service::prepare(&ranges, Some(&old), &mut new);
+                let once = new.clone();
+                let _ = crate::service::prepare(&ranges, Some(&old), &mut new);
+                prop_assert_eq!(&once, &new);
+                let _ = crate::service::held(&new);
                 let _ = crate::meta::object_meta(&new);
             }
         }

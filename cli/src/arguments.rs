@@ -58,6 +58,7 @@ pub(crate) enum Command {
     PortForward(PortForward),
     #[command(subcommand)]
     Top(Top),
+    Net(Net),
     Scale(Scale),
     #[command(subcommand)]
     Rollout(Rollout),
@@ -372,6 +373,33 @@ pub(crate) struct TopPods {
     /// The largest first, instead of by name.
     #[arg(long, value_name = "WHAT")]
     pub(crate) sort_by: Option<TopOrder>,
+}
+
+/// Show how nodes reach each other: path, round trip, loss.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "A row for each pair that has spoken, as the first of the two sees it. Paths are quic \
+(direct, UDP), tls (direct, TCP), relay (through the master) and none.\n\n\
+Examples:\n  pinnace net\n  pinnace net pi-3 -o json"
+)]
+pub(crate) struct Net {
+    /// Only as this node sees it.
+    #[arg(value_name = "NODE", conflicts_with = "selector")]
+    pub(crate) name: Option<String>,
+    /// Only as nodes with these labels see it.
+    #[arg(short = 'l', long, value_name = "LABELS")]
+    pub(crate) selector: Option<String>,
+    /// How it is printed.
+    #[arg(short, long, value_name = "FORMAT")]
+    pub(crate) output: Option<NetFormat>,
+}
+
+/// How `net` prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum NetFormat {
+    Json,
+    Yaml,
+    Wide,
 }
 
 /// Set how many pods a workload has.

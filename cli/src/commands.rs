@@ -9,6 +9,7 @@ mod get;
 mod image;
 mod kubeconfig;
 mod logs;
+mod net;
 mod node;
 mod reach;
 mod rollout;
@@ -61,6 +62,7 @@ async fn rest(global: Global, command: Command) -> anyhow::Result<()> {
         Command::Describe(arguments) => describe::run(&cluster, &arguments).await,
         Command::Delete(arguments) => delete::run(&cluster, &arguments).await,
         Command::Logs(arguments) => logs::run(&cluster, &arguments).await,
+        Command::Net(arguments) => net::run(&cluster, &arguments).await,
         Command::Top(command) => top::run(&cluster, &command).await,
         Command::Scale(arguments) => scale::run(&cluster, &arguments).await,
         Command::Rollout(command) => rollout::run(&cluster, &command).await,

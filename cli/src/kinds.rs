@@ -44,6 +44,12 @@ impl Kind {
         Self::core("pods", "Pod", true)
     }
 
+    /// EndpointSlices.
+    pub(crate) fn endpoint_slices() -> Self {
+        let group = "discovery.k8s.io".to_owned();
+        Self { group, ..Self::core("endpointslices", "EndpointSlice", true) }
+    }
+
     /// Nodes.
     pub(crate) fn nodes() -> Self {
         Self::core("nodes", "Node", false)

@@ -18,7 +18,7 @@ use runtime::{BoxFuture, Runtime, ShimCommand, ShimRuntime};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use wire::node::NodeInfoV1;
+use wire::node::{ADDRESSES_MAX, NodeInfoV1};
 use wire::set::{NodeConfigV1, SnapshotV1};
 use wire::status::EventV1;
 
@@ -30,7 +30,7 @@ use crate::hooks::{Hooks, chain};
 use crate::identity::{Identity, IdentityError};
 use crate::link::{self, Dialer, LinkHandle, MqttLink};
 use crate::manifests::{self, Manifests};
-use crate::network::{Cidr, Network};
+use crate::network::{self, Cidr, Network};
 use crate::node::Node;
 use crate::pods::owner::{Configure, News, Owner, local_pods};
 use crate::policy::Policy;
@@ -40,7 +40,7 @@ use crate::seal::{Seal, SealError};
 use crate::storage::Removals;
 use crate::streams::Streams;
 use crate::tokens::Shelf;
-use crate::{image_gc, nodeinfo, prepull, pressure, recover, storage};
+use crate::{image_gc, nodeinfo, prepull, pressure, recover, services, storage};
 
 /// How long the parts may take to stop.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
@@ -70,6 +70,10 @@ pub struct Settings {
     pub pressure: pressure::decide::Config,
     /// What the operator of this board lets pods do.
     pub config: PathBuf,
+    /// Where other nodes reach this one.
+    pub tunnel_port: u16,
+    /// Further arguments of the proxy.
+    pub proxy_arguments: Vec<String>,
 }
 
 /// Why an agent does not start.
@@ -143,6 +147,9 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     recover::check_boot(&folders).map_err(io_error("empty the run folder of the last boot"))?;
     let mut info = nodeinfo::read(&folders, identity.labels.clone())
         .map_err(io_error("give the machine an id"))?;
+    info.tunnel_port = settings.tunnel_port;
+    info.more_addresses = network::own_addresses().await;
+    info.more_addresses.truncate(ADDRESSES_MAX);
     info.resources =
         policy.devices.iter().map(|(name, class)| (name.clone(), class.capacity())).collect();
     for (condition, message) in &info.findings {
@@ -151,7 +158,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
 
     let runtime = ShimRuntime::open(&folders.run, ShimCommand::default())
         .map_err(io_error("take over the containers"))?;
-    let network = Arc::new(Network::new(&folders.tag()));
+    let network = Arc::new(Network::new(&folders.tag()).with_proxy());
     let dialer: Arc<dyn Dial> = Arc::new(Dialer::new(Arc::clone(&identity)));
     let artifacts =
         Artifacts::new(folders.state.join("artifacts"), info.wasm.clone(), Arc::clone(&dialer));
@@ -217,25 +224,42 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
         conditions: hold_conditions,
     };
     let watching = pressure::run(folders.clone(), settings.pressure, Clock::System, outlets);
-    let streams = Streams {
-        logs: folders.state.join("logs"),
-        folders: folders.clone(),
-        board,
-        runtime: commands,
-        dial: Arc::clone(&dialer),
-    };
     tasks.spawn(driver);
     tasks.spawn(pass_on(news, link.clone()));
     tasks.spawn(until(stop.clone(), pass_on_events(events, link.clone())));
     tasks.spawn(until(stop.clone(), watching));
-    tasks.spawn(until(stop.clone(), streams.run(outputs.commands)));
     let (manifests_to, manifests) = watch::channel(Arc::new(manifests));
     let folder_watch = manifests::watch(settings.manifests, identity.node.clone(), manifests_to);
     tasks.spawn(until(stop.clone(), folder_watch));
     let (removals_to, removals) = watch::channel(Removals::default());
     let clearing = storage::run(folders.clone(), first.clone(), sets.clone(), removals_to);
     tasks.spawn(until(stop.clone(), clearing));
-    let changes = Changes { short: conditions, manifests: manifests.clone(), removals };
+    let services = services::Settings {
+        node: identity.node.clone(),
+        state_dir: folders.state.clone(),
+        run_dir: folders.run.clone(),
+        arguments: settings.proxy_arguments,
+        tunnel_port: settings.tunnel_port,
+    };
+    let inputs = services::Inputs {
+        first: first.clone(),
+        sets: sets.clone(),
+        board: board.clone(),
+        manifests: manifests.clone(),
+    };
+    let (proxy, keeping) = services::keep(services, inputs, Arc::clone(&network), stop.clone());
+    tasks.spawn(keeping);
+    let streams = Streams {
+        logs: folders.state.join("logs"),
+        folders: folders.clone(),
+        board,
+        runtime: commands,
+        dial: Arc::clone(&dialer),
+        proxy: proxy.clone(),
+    };
+    tasks.spawn(until(stop.clone(), streams.run(outputs.commands)));
+    let changes =
+        Changes { short: conditions, manifests: manifests.clone(), removals, proxy: proxy.status };
     let looking =
         look(folders.clone(), Arc::clone(&network), Arc::clone(&images), link, info, changes);
     tasks.spawn(until(stop.clone(), looking));
@@ -282,6 +306,7 @@ fn facts(identity: &Identity, info: &NodeInfoV1) -> Facts {
         cpu_millis: info.cpu_millis,
         memory_bytes: info.memory_bytes,
         disk_bytes: info.disk_bytes,
+        services: Vec::new(),
     }
 }
 
@@ -302,6 +327,7 @@ fn configure(network: &Arc<Network>, images: &Arc<Registries>, pinned_key: [u8; 
     let (network, images) = (Arc::clone(network), Arc::clone(images));
     Box::new(move |config: &NodeConfigV1| {
         images.configure(config);
+        network.set_cluster(&config.cluster);
         match config.pod_cidr.parse::<Cidr>() {
             Ok(cidr) => network.set_cidr(Some(cidr)),
             Err(error) => tracing::error!(%error, "pods get no address"),
@@ -342,6 +368,8 @@ struct Changes {
     manifests: watch::Receiver<Arc<Manifests>>,
     /// Folders of volumes that are gone, or cannot go.
     removals: watch::Receiver<Removals>,
+    /// How the proxy is.
+    proxy: watch::Receiver<Option<proxy::control::Status>>,
 }
 
 /// Looks again and again at what the board lacks or is short of, and says when
@@ -363,6 +391,7 @@ async fn look(
             Ok(()) = changes.short.changed() => {}
             Ok(()) = changes.manifests.changed() => {}
             Ok(()) = changes.removals.changed() => {}
+            Ok(()) = changes.proxy.changed() => {}
         }
         let own = Arc::clone(&changes.manifests.borrow_and_update());
         let folders = folders.clone();
@@ -380,14 +409,21 @@ async fn look(
         if !removals.problems.is_empty() {
             findings.push(("VolumesNotRemoved".to_owned(), removals.problems.join("; ")));
         }
+        if let Some(status) = &*changes.proxy.borrow_and_update() {
+            findings.extend(services::findings(status));
+        }
         let list = images.list();
+        let mut addresses = network::own_addresses().await;
+        addresses.truncate(ADDRESSES_MAX);
         let is_new = findings != info.findings
             || own.mirrors != info.static_pods
             || list != info.images
+            || addresses != info.more_addresses
             || removals.removed != info.removed_volumes;
         if is_new {
             info.removed_volumes = removals.removed;
             (info.findings, info.images) = (findings, list);
+            info.more_addresses = addresses;
             info.static_pods.clone_from(&own.mirrors);
             link.info_changed(info.clone()).await;
         }

@@ -2,10 +2,10 @@
 //! ConfigMaps and Secrets it names, and the image's own configuration, merged
 //! exactly as Kubernetes merges them. Pure.
 //!
-//! Order, a later one of the same name wins: image, `HOSTNAME`, `envFrom` in
-//! order, `env` in order. `$(NAME)` sees what stands before it in `envFrom` and
-//! `env`, never the image's variables; `$$` is a dollar sign; a name that is
-//! not defined stays as written.
+//! Order, a later one of the same name wins: image, `HOSTNAME`, Services,
+//! `envFrom` in order, `env` in order. `$(NAME)` sees what stands before it in
+//! `envFrom` and `env`, then the Services, never the image's variables; `$$` is a
+//! dollar sign; a name that is not defined stays as written.
 
 use std::collections::BTreeMap;
 
@@ -29,6 +29,8 @@ pub struct Facts {
     pub memory_bytes: u64,
     /// Disk of the node, in bytes.
     pub disk_bytes: u64,
+    /// The variables of Services that the pod gets, see [`crate::service_env`].
+    pub services: Vec<(String, String)>,
 }
 
 /// What an image says about how to run it.
@@ -111,9 +113,15 @@ pub fn command(
 struct Variables {
     values: BTreeMap<String, String>,
     order: Vec<String>,
+    /// Those of Services, for what has no other value.
+    services: BTreeMap<String, String>,
 }
 
 impl Variables {
+    fn get(&self, name: &str) -> Option<&String> {
+        self.values.get(name).or_else(|| self.services.get(name))
+    }
+
     fn set(&mut self, name: String, value: String) {
         if self.values.insert(name.clone(), value).is_none() {
             self.order.push(name);
@@ -121,10 +129,9 @@ impl Variables {
     }
 
     fn in_order(&self) -> Vec<(String, String)> {
-        self.order
-            .iter()
-            .filter_map(|name| Some((name.clone(), self.values.get(name)?.clone())))
-            .collect()
+        let own = self.order.iter().filter_map(|name| Some((name, self.values.get(name)?)));
+        let others = self.services.iter().filter(|(name, _)| !self.values.contains_key(*name));
+        own.chain(others).map(|(name, value)| (name.clone(), value.clone())).collect()
     }
 }
 
@@ -134,7 +141,8 @@ fn variables(
     keys: &KeySet,
     facts: &Facts,
 ) -> Result<Variables, String> {
-    let mut all = Variables::default();
+    let services = facts.services.iter().cloned().collect();
+    let mut all = Variables { services, ..Variables::default() };
     for from in &container.env_from {
         let Some(object) = keys.get(&from.source) else {
             if from.optional {
@@ -278,7 +286,7 @@ fn expand_known(text: &str, known: &Variables) -> Result<String, String> {
     while let Some((_, after)) = rest.split_once('$') {
         match (after.strip_prefix('$'), after.strip_prefix('(').and_then(|a| a.split_once(')'))) {
             (Some(tail), _) => rest = tail,
-            (None, Some((name, _))) if !known.values.contains_key(name) => {
+            (None, Some((name, _))) if known.get(name).is_none() => {
                 return Err(name.to_owned());
             }
             (None, Some((_, tail))) => rest = tail,
@@ -324,7 +332,7 @@ fn expand(text: &str, known: &Variables) -> String {
         } else if let Some((name, tail)) =
             after.strip_prefix('(').and_then(|inner| inner.split_once(')'))
         {
-            match known.values.get(name) {
+            match known.get(name) {
                 Some(value) => out.push_str(value),
                 None => {
                     out.push_str("$(");
@@ -403,6 +411,7 @@ mod tests {
                 cpu_millis: 4000,
                 memory_bytes: 1 << 30,
                 disk_bytes: 8 << 30,
+                services: Vec::new(),
             }
         }
 
@@ -477,6 +486,42 @@ mod tests {
                     "APP=web",
                     "CPUS=4",
                     "MIB=1024",
+                ]
+            );
+        }
+
+        #[test]
+        fn services_are_known_where_nothing_else_has_the_name() {
+            let of_services =
+                [("API_HOST", "10.43.0.1"), ("API_PORT", "443"), ("PATH", "/services")];
+            let services = of_services.map(|(name, value)| (name.into(), value.into())).to_vec();
+            let facts = Facts { services, ..facts() };
+            let image = ImageConfig {
+                entrypoint: vec!["run".into()],
+                env: vec![("PATH".into(), "/bin".into())],
+                ..ImageConfig::default()
+            };
+            let c = ContainerV1 {
+                args: vec!["$(URL)".into(), "$(API_HOST)".into(), "$(NONE)".into()],
+                env: vec![
+                    literal("URL", "$(API_HOST):$(API_PORT)"),
+                    literal("API_PORT", "6443"),
+                    literal("LATER", "$(API_PORT)"),
+                ],
+                ..container("c")
+            };
+            let pod = PodV1 { containers: vec![c.clone()], ..pod(vec![]) };
+            let command = command(&pod, &c, &KeySet::default(), &image, &facts).unwrap();
+            assert_eq!(command.args, ["run", "10.43.0.1:443", "10.43.0.1", "$(NONE)"]);
+            assert_eq!(
+                text(&command.env),
+                [
+                    "PATH=/services",
+                    "HOSTNAME=web-0",
+                    "URL=10.43.0.1:443",
+                    "API_PORT=6443",
+                    "LATER=6443",
+                    "API_HOST=10.43.0.1",
                 ]
             );
         }

@@ -15,6 +15,7 @@ use runtime::{ContainerSpec, Resources, Runtime, RuntimeError, Security, Stdio, 
 use tokio::sync::Semaphore;
 use wire::Uid;
 use wire::pod::{ContainerV1, PodV1, ProtocolV1, ResourcesV1, SeccompV1, SourceV1};
+use wire::set::{BodyV1, SnapshotV1};
 use wire::status::PhaseV1;
 
 use crate::config::{Folders, PodDirs};
@@ -26,7 +27,7 @@ use crate::policy::Policy;
 use crate::results::{Record, Results};
 use crate::sandbox::{self, PodNetwork};
 use crate::seal::Seal;
-use crate::{id, logs, volumes};
+use crate::{id, logs, service_env, volumes};
 
 /// Steps of all pods that work at the same time. Pulls have a bound of their own.
 const WORKING_MAX: usize = 8;
@@ -61,6 +62,8 @@ pub struct Hooks {
     pub working: Semaphore,
     /// Bounds the probes that are asked at one time.
     pub asking: Semaphore,
+    /// The newest set, for the Services that containers are told of.
+    set: RwLock<Option<Arc<SnapshotV1>>>,
 }
 
 impl std::fmt::Debug for Hooks {
@@ -122,7 +125,24 @@ impl Hooks {
             devices,
             working,
             asking,
+            set: RwLock::default(),
         }
+    }
+
+    /// What the newest set is.
+    pub fn set_is(&self, set: &Arc<SnapshotV1>) {
+        *self.set.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(set));
+    }
+
+    /// The variables that name Services to a pod's containers.
+    fn services(&self, pod: &PodV1) -> Vec<(String, String)> {
+        let set = self.set.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let items = set.iter().flat_map(|set| &set.items);
+        let services = items.filter_map(|item| match &item.body {
+            BodyV1::Service(service) => Some(&**service),
+            _ => None,
+        });
+        service_env::variables(services, &pod.namespace, pod.service_links)
     }
 
     /// With what the operator of this board lets pods do.
@@ -283,7 +303,11 @@ impl Hooks {
             context.image.as_ref().ok_or_else(|| create("the image is not on disk".to_owned()))?;
         let pod = &*context.desired.pod;
         let dirs = self.dirs(pod);
-        let facts = Facts { pod_ip: context.state.ip().to_owned(), ..self.facts() };
+        let facts = Facts {
+            pod_ip: context.state.ip().to_owned(),
+            services: self.services(pod),
+            ..self.facts()
+        };
         let mut command =
             env::command(pod, container, &context.desired.keys, &image.config, &facts)
                 .map_err(config)?;

@@ -78,7 +78,7 @@ pub fn needed(set: Option<&SnapshotV1>, containers: &Path) -> Needed {
             BodyV1::Node(config) => {
                 config.prepull.iter().for_each(|wish| name(&wish.image, ""));
             }
-            BodyV1::Keys(_) => {}
+            _ => {}
         }
     }
     for entry in std::fs::read_dir(containers).into_iter().flatten().flatten() {
@@ -142,6 +142,7 @@ mod tests {
                 pull_secrets: Vec::new(),
             }],
             remove_volumes: Vec::new(),
+            cluster: wire::network::ClusterV1::default(),
             ext: Vec::new(),
         };
         let item = |uid, body| ItemV1 { uid: [uid; 16], generation: 1, body };

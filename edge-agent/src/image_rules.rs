@@ -94,6 +94,7 @@ mod tests {
             ],
             prepull: Vec::new(),
             remove_volumes: Vec::new(),
+            cluster: wire::network::ClusterV1::default(),
             ext: Vec::new(),
         });
         let check = |namespace: &str, reference: &str, expected: &str| {

@@ -28,6 +28,8 @@ pub mod registries;
 pub mod results;
 pub mod sandbox;
 pub mod seal;
+pub mod service_env;
+pub mod services;
 pub mod set;
 pub mod storage;
 pub mod streams;

@@ -6,14 +6,19 @@
 //!          │ veth
 //!  node   pn…   10.42.N.1/32, 169.254.1.1/32 (scope host, answers ARP)
 //!               route 10.42.N.X/32 dev pn… src 10.42.N.1
+//! ```
+//!
+//! Where the proxy takes all that pods send ([`Capture::SkLookup`],
+//! [`Capture::Tproxy`]) nothing is forwarded, and no rule of ours is anywhere.
+//! Where it cannot, the kernel forwards, behind one nftables rule:
+//!
+//! ```text
 //!         nft   ip saddr 10.42.N.0/24, not out of lo or pn…: masquerade
 //! ```
 //!
 //! Namespaces are held by bind mounts, without a process. Every step may be
 //! repeated: what is there is left as it is. Several agents may share one
 //! machine: links and the nft chain carry a tag of the agent's state folder.
-//!
-//! Until Services bring a data plane, the kernel forwards and masquerades.
 
 mod addresses;
 mod links;
@@ -25,11 +30,14 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use proxy::control::Capture;
+use tokio::sync::watch;
 use wire::Uid;
+use wire::network::ClusterV1;
 
 pub use self::addresses::{Cidr, CidrError};
 pub use self::namespaces::is_namespace;
@@ -41,6 +49,21 @@ const LINK_PREFIX: &str = "pn";
 
 /// The address pods send everything to; answered on every link by the node.
 const ROUTER: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+
+/// How long a pod waits for the proxy to say whether it takes what pods send.
+const CAPTURE_WAIT: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// Packets between pods never see a wire, so they may be as large as they can be.
+const CAPTURED_MTU: u32 = 65_535;
+
+/// Where a pod asks for names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterDns {
+    /// The servers.
+    pub servers: Vec<IpAddr>,
+    /// What the cluster's names end in.
+    pub domain: String,
+}
 
 /// What failed on the way to a pod's network.
 #[derive(Debug, thiserror::Error)]
@@ -103,6 +126,8 @@ pub(crate) struct Attachment {
     pub(crate) host_link: String,
     pub(crate) address: Ipv4Addr,
     pub(crate) gateway: Ipv4Addr,
+    /// `None` for the kernel's own.
+    pub(crate) mtu: Option<u32>,
 }
 
 /// The network of this node's pods.
@@ -112,11 +137,14 @@ pub struct Network {
     state: Mutex<State>,
     /// Held while the rules change, so that a removal and an addition do not cross.
     rules: tokio::sync::Mutex<Option<Cidr>>,
+    /// How the proxy takes what pods send; `None` while it has not said so.
+    capture: watch::Sender<Option<Capture>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     cidr: Option<Cidr>,
+    cluster: ClusterV1,
     leases: BTreeMap<Uid, Ipv4Addr>,
     last: Option<Ipv4Addr>,
     /// Why pods have no way out, if they have none.
@@ -124,11 +152,20 @@ struct State {
 }
 
 impl Network {
-    /// The network of the agent with this tag: at most 6 of `[a-z0-9]`.
+    /// The network of the agent with this tag: at most 6 of `[a-z0-9]`. It has no proxy
+    /// and waits for none.
     #[must_use]
     pub fn new(tag: &str) -> Self {
+        let (capture, _) = watch::channel(Some(Capture::None));
         let tag = tag.to_owned();
-        Self { tag, state: Mutex::default(), rules: tokio::sync::Mutex::default() }
+        Self { tag, state: Mutex::default(), rules: tokio::sync::Mutex::default(), capture }
+    }
+
+    /// With a proxy, of which [`Self::set_capture`] will tell.
+    #[must_use]
+    pub fn with_proxy(self) -> Self {
+        self.capture.send_replace(None);
+        self
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -138,6 +175,59 @@ impl Network {
     /// Which addresses pods get from now on. Pods that have one keep it.
     pub fn set_cidr(&self, cidr: Option<Cidr>) {
         self.state().cidr = cidr;
+    }
+
+    /// What the cluster's network is.
+    pub fn set_cluster(&self, cluster: &ClusterV1) {
+        let mut state = self.state();
+        if state.cluster != *cluster {
+            state.cluster = cluster.clone();
+        }
+    }
+
+    /// Where pods ask for names, where a proxy answers them.
+    #[must_use]
+    pub fn dns(&self) -> Option<ClusterDns> {
+        let answers = !matches!(*self.capture.borrow(), None | Some(Capture::None));
+        let state = self.state();
+        let cluster = &state.cluster;
+        (answers && !cluster.dns.is_empty())
+            .then(|| ClusterDns { servers: cluster.dns.clone(), domain: cluster.domain.clone() })
+    }
+
+    /// How the proxy takes what pods send, from now on; `None` where there is none any
+    /// more that says so.
+    pub async fn set_capture(&self, capture: Option<Capture>) {
+        let changed = self.capture.send_if_modified(|known| {
+            let is_new = *known != capture;
+            *known = capture;
+            is_new
+        });
+        if !changed {
+            return;
+        }
+        if is_captured(capture) {
+            self.remove_rule().await;
+            return;
+        }
+        let is_unused = self.is_unused();
+        let cidr = self.state().cidr.filter(|_| !is_unused);
+        if let Some(cidr) = cidr {
+            self.open_the_way(cidr).await;
+        }
+    }
+
+    /// Whether no pod has an address.
+    #[must_use]
+    pub fn is_unused(&self) -> bool {
+        self.state().leases.is_empty()
+    }
+
+    /// How the proxy takes what pods send, once it has said so.
+    async fn known_capture(&self) -> Capture {
+        let mut capture = self.capture.subscribe();
+        let known = async { capture.wait_for(Option::is_some).await.ok().and_then(|one| *one) };
+        tokio::time::timeout(CAPTURE_WAIT, known).await.ok().flatten().unwrap_or_default()
     }
 
     /// An address that a pod holds since before this agent started.
@@ -171,9 +261,16 @@ impl Network {
         hostname: &str,
     ) -> Result<Ipv4Addr, NetworkError> {
         let (cidr, address) = self.lease(uid)?;
-        self.open_the_way(cidr).await;
-        let attachment =
-            Attachment { host_link: self.host_link(uid), address, gateway: cidr.gateway() };
+        let captured = is_captured(Some(self.known_capture().await));
+        if !captured {
+            self.open_the_way(cidr).await;
+        }
+        let attachment = Attachment {
+            host_link: self.host_link(uid),
+            address,
+            gateway: cidr.gateway(),
+            mtu: captured.then_some(CAPTURED_MTU),
+        };
         let (paths, hostname) = (paths.clone(), hostname.to_owned());
         blocking(move || {
             namespaces::create(&paths, &hostname, &attachment)?;
@@ -181,6 +278,9 @@ impl Network {
             // A kernel without IPv6 lacks the file.
             let link = &attachment.host_link;
             let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6"), "1");
+            // What has another source than the pod's own address goes nowhere.
+            std::fs::write(format!("/proc/sys/net/ipv4/conf/{link}/rp_filter"), "1")
+                .map_err(io_error("check the source of what a pod sends"))?;
             Ok(())
         })
         .await?;
@@ -252,15 +352,33 @@ impl Network {
     /// between it stays: a change of rules waits for the whole kernel, up to tens of
     /// milliseconds, and the next pod would need it again.
     pub async fn close(&self) {
-        let mut rules = self.rules.lock().await;
-        if !self.state().leases.is_empty() {
-            return;
+        if self.is_unused() {
+            self.remove_rule().await;
         }
+    }
+
+    async fn remove_rule(&self) {
+        let mut rules = self.rules.lock().await;
         *rules = None;
+        self.state().masquerade_error = None;
         if let Err(error) = masquerade::remove(&self.tag).await {
             tracing::debug!(%error, "the masquerade rule stays");
         }
     }
+}
+
+fn is_captured(capture: Option<Capture>) -> bool {
+    matches!(capture, Some(Capture::SkLookup | Capture::Tproxy))
+}
+
+/// The addresses of this machine on its networks: not of loopback, of links to pods,
+/// or of one link only. Nothing where the kernel does not say.
+pub async fn own_addresses() -> Vec<IpAddr> {
+    let found = blocking(|| links::addresses(LINK_PREFIX)).await;
+    found.unwrap_or_else(|error| {
+        tracing::debug!(%error, "the node's own addresses are not known");
+        Vec::new()
+    })
 }
 
 async fn blocking<T: Send + 'static>(

@@ -529,8 +529,7 @@ fn sha256(bytes: &[u8]) -> [u8; 32] {
 }
 
 fn set_digest(items: &[ItemV1]) -> [u8; 16] {
-    let digest = sha256(&wire::set::digest_input(items));
-    digest[..16].try_into().expect("32 bytes have 16")
+    wire::set::set_digest(items, sha256)
 }
 
 #[cfg(test)]

@@ -35,6 +35,8 @@ pub fn read(folders: &Folders, labels: Vec<(String, String)>) -> io::Result<Node
         kernel_boot_id: first_line(Path::new("/proc/sys/kernel/random/boot_id")),
         hostname: text(uname.nodename()),
         address: String::new(),
+        more_addresses: Vec::new(),
+        tunnel_port: 0,
         cpu_millis: cpus() * 1000,
         memory_bytes: memory_bytes(&fs::read_to_string("/proc/meminfo").unwrap_or_default()),
         disk_bytes: disk_bytes(&folders.state),

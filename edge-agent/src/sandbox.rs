@@ -18,7 +18,7 @@ use wire::pod::{ContainerV1, HostAliasV1, PodV1};
 
 use crate::config::PodDirs;
 use crate::env::Facts;
-use crate::network::{NamespacePaths, Network, NetworkError, hold_ipc, set_sysctls};
+use crate::network::{ClusterDns, NamespacePaths, Network, NetworkError, hold_ipc, set_sysctls};
 use crate::volumes::{is_mount, mount_tmpfs, unmount_below};
 
 /// Size of `/dev/shm`, in bytes, as containerd has it.
@@ -40,6 +40,11 @@ pub trait PodNetwork: Send + Sync + 'static {
         uid: &'a Uid,
         paths: &'a NamespacePaths,
     ) -> BoxFuture<'a, Result<(), NetworkError>>;
+
+    /// Where pods ask for the cluster's names, if there is a place.
+    fn dns(&self) -> Option<ClusterDns> {
+        None
+    }
 }
 
 impl PodNetwork for Network {
@@ -58,6 +63,10 @@ impl PodNetwork for Network {
         paths: &'a NamespacePaths,
     ) -> BoxFuture<'a, Result<(), NetworkError>> {
         Box::pin(Self::detach(self, uid, paths))
+    }
+
+    fn dns(&self) -> Option<ClusterDns> {
+        Self::dns(self)
     }
 }
 
@@ -129,8 +138,16 @@ pub async fn set_up(
     };
     write(&dirs.run.join("hosts"), &hosts(&own, &pod.host_aliases))?;
     write(&dirs.run.join("hostname"), &format!("{}\n", hostname(pod)))?;
-    write(&dirs.run.join("resolv.conf"), &resolv::file(&pod.dns, shares.host_network))?;
+    let cluster = network.dns();
+    let resolv = resolv::file(&pod.dns, shares.host_network, &pod.namespace, cluster.as_ref());
+    write(&dirs.run.join("resolv.conf"), &resolv)?;
     Ok(address)
+}
+
+/// The name servers that the node itself asks, as it reaches them.
+#[must_use]
+pub fn upstreams() -> Vec<std::net::IpAddr> {
+    resolv::node_upstreams()
 }
 
 /// The name that the pod's containers have.

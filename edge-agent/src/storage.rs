@@ -201,6 +201,7 @@ mod tests {
             image_policies: Vec::new(),
             prepull: Vec::new(),
             remove_volumes: remove.iter().map(|name| (*name).to_owned()).collect(),
+            cluster: wire::network::ClusterV1::default(),
             ext: Vec::new(),
         };
         let item = |uid, body| ItemV1 { uid, generation: 1, body };

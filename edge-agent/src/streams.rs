@@ -6,6 +6,7 @@
 //!                              command       exec and attach: streams of a process
 //!                              forward       connections into the pod's network
 //!                              usage         processor and memory, measured now
+//!                              paths         how the other nodes are reached
 //! ```
 //!
 //! Each stream has a connection of its own, so that none delays a heartbeat or
@@ -14,12 +15,14 @@
 mod command;
 mod forward;
 mod frames;
+mod paths;
 mod usage;
 
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use proxy::control::ToProxy;
 use runtime::{ExecHandle, ExecRequest, Runtime, RuntimeError};
 use tokio::sync::{Semaphore, mpsc};
 use wire::Uid;
@@ -33,7 +36,7 @@ use crate::artifacts::{Connection, Dial, send};
 use crate::config::Folders;
 use crate::hooks::chain;
 use crate::pods::owner::Board;
-use crate::{id, logs, network};
+use crate::{id, logs, network, services};
 
 /// Streams served at the same time.
 const STREAMS_MAX: usize = 32;
@@ -50,6 +53,8 @@ pub struct Streams {
     pub runtime: Arc<dyn Runtime>,
     /// Reaches the master.
     pub dial: Arc<dyn Dial>,
+    /// The node's data plane.
+    pub proxy: services::Handle,
 }
 
 impl std::fmt::Debug for Streams {
@@ -61,11 +66,21 @@ impl std::fmt::Debug for Streams {
 impl Streams {
     /// Does what the master asks, until it asks no more.
     pub async fn run(self, mut commands: mpsc::Receiver<CommandV1>) {
+        let requests = self.proxy.requests.clone();
         let streams = Arc::new(self);
         let free = Arc::new(Semaphore::new(STREAMS_MAX));
         while let Some(command) = commands.recv().await {
-            // The node's protocol has answered the others itself.
-            let CommandV1::OpenStream { ticket, stream } = command else { continue };
+            let (ticket, stream) = match command {
+                CommandV1::OpenStream { ticket, stream } => (ticket, stream),
+                CommandV1::Relay { from, ticket } => {
+                    // Where too much waits for the proxy, the other node asks again.
+                    let _dropped =
+                        requests.try_send(ToProxy::Relay { peer: from, ticket });
+                    continue;
+                }
+                // The node's protocol has answered the others itself.
+                _ => continue,
+            };
             let permit = Arc::clone(&free).try_acquire_owned().ok();
             let streams = Arc::clone(&streams);
             tokio::spawn(async move {
@@ -113,6 +128,10 @@ impl Streams {
                 Ok(network) => forward::serve(network, connection).await,
                 Err(why) => end(connection, why).await,
             },
+            StreamV1::Paths => {
+                let status = self.proxy.status.borrow().clone();
+                paths::serve(status.as_ref(), connection).await
+            }
             StreamV1::Usage => usage::serve(&self.folders, &self.board, connection).await,
         }
     }

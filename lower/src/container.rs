@@ -228,5 +228,8 @@ fn lower_port(port: &view::ContainerPort) -> Result<PortV1, LowerError> {
             "SCTP" => ProtocolV1::Sctp,
             _ => ProtocolV1::Tcp,
         },
+        host_port: u16::try_from(port.host_port)
+            .map_err(|_| LowerError::Range("hostPort", port.host_port))?,
+        host_ip: port.host_ip.clone(),
     })
 }

@@ -11,6 +11,7 @@
 mod claim;
 mod container;
 mod health;
+pub mod network;
 mod status;
 mod volume;
 
@@ -31,7 +32,7 @@ pub use claim::{Claimed, Claims, claim_names, claimed};
 pub use status::pod_status;
 
 /// Where Services and pods have their names.
-const CLUSTER_DOMAIN: &str = "cluster.local";
+pub const CLUSTER_DOMAIN: &str = "cluster.local";
 /// Longest host name of Linux.
 const HOSTNAME_BYTES_MAX: usize = 64;
 /// Seconds a pod gets to stop where it does not say.
@@ -162,6 +163,10 @@ pub fn pod_with(object: &Value, claims: &Claims) -> Result<LoweredPod, LowerErro
             .map(|alias| HostAliasV1 { ip: alias.ip.clone(), names: alias.hostnames.clone() })
             .collect(),
         dns: dns(spec),
+        is_gated: object["spec"]["readinessGates"]
+            .as_array()
+            .is_some_and(|gates| !gates.is_empty()),
+        service_links: spec.enable_service_links.unwrap_or(true),
         pull_secrets,
         priority: i32::try_from(spec.priority.unwrap_or(0)).unwrap_or(0),
         active_deadline_s: spec.active_deadline_seconds.map(|s| u32::try_from(s).unwrap_or(0)),

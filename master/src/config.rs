@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use api::network::Cidr;
+use api::service::Ranges;
 use clap::{Parser, ValueEnum};
 
 /// The Pinnace master: serves the Kubernetes API and sends pods to edge nodes.
@@ -44,6 +46,10 @@ pub(crate) struct Config {
     #[arg(long, value_name = "CIDR", default_value = "10.42.0.0/16")]
     pub(crate) pod_cidr: String,
 
+    /// Addresses for Services. The first one is the API's, the tenth answers DNS.
+    #[arg(long, value_name = "CIDR", default_value = "10.43.0.0/16")]
+    pub(crate) service_cidr: String,
+
     /// A registry that is reached over plain HTTP; may be given more than once.
     #[arg(long, value_name = "HOST[:PORT]")]
     pub(crate) insecure_registry: Vec<String>,
@@ -73,6 +79,27 @@ pub(crate) struct Config {
     /// Least severe log lines on standard error: error, warn, info, debug or trace.
     #[arg(long, value_name = "LEVEL", default_value = "info", env = "PINNACE_LOG")]
     pub(crate) log: tracing::Level,
+}
+
+impl Config {
+    /// Where addresses of Services come from.
+    ///
+    /// # Errors
+    /// Where it is no network, or one that shares addresses with the pods'.
+    pub(crate) fn service_ranges(&self) -> Result<Ranges, String> {
+        let read = |flag: &str, text: &str| {
+            text.parse::<Cidr>().map_err(|error| format!("{flag} {text:?}: {error}"))
+        };
+        let pods = read("--pod-cidr", &self.pod_cidr)?;
+        let services = read("--service-cidr", &self.service_cidr)?;
+        if pods.overlaps(&services) {
+            return Err(format!(
+                "--pod-cidr {pods} and --service-cidr {services} overlap: an address would be a \
+                 pod's and a Service's; choose two networks that share none"
+            ));
+        }
+        Ranges::new(services).map_err(|error| format!("--service-cidr {services}: {error}"))
+    }
 }
 
 /// How often a node is heard from, for links of different price.
@@ -137,6 +164,45 @@ impl std::str::FromStr for Advertise {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn networks_of_pods_and_services_share_no_address() {
+        let check = |pods: &str, services: &str, expected: &str| {
+            let config = Config::parse_from([
+                "pinnace-master",
+                "--data-dir",
+                "x",
+                "--pod-cidr",
+                pods,
+                "--service-cidr",
+                services,
+            ]);
+            let ranges = config.service_ranges();
+            assert_eq!(ranges.map_or_else(|error| error, |_| String::new()), expected);
+        };
+        check("10.42.0.0/16", "10.43.0.0/16", "");
+        check("10.42.0.0/16", "fd00::/108", "");
+        for (pods, services) in [("10.0.0.0/8", "10.43.0.0/16"), ("10.43.128.0/20", "10.43.0.0/16")]
+        {
+            let expected = format!(
+                "--pod-cidr {pods} and --service-cidr {services} overlap: an address would be a \
+                 pod's and a Service's; choose two networks that share none"
+            );
+            check(pods, services, &expected);
+        }
+        check(
+            "10.42.0.0/16",
+            "10.43.0.1/16",
+            "--service-cidr \"10.43.0.1/16\": \"10.43.0.1/16\" is not the first address of its \
+             network: use 10.43.0.0/16",
+        );
+        check(
+            "10.42.0.0/16",
+            "10.43.0.0/30",
+            "--service-cidr 10.43.0.0/30: 10.43.0.0/30 is too small for Services: use one of at \
+             least 16 addresses",
+        );
+    }
 
     #[test]
     fn advertised_hosts() {

@@ -11,10 +11,12 @@
 //! and comes back as an event. Sets are made from stored objects alone, so a
 //! restart makes the same ones and no pod notices.
 
+mod changes;
 mod index;
 mod lease;
 mod liveness;
 mod mirrors;
+mod network;
 mod object;
 mod reports;
 mod tokens;
@@ -24,9 +26,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::resource::Resource;
 use api::{ObjectKey, Value, meta};
-use apiserver::{Api, Identity, Reason, Status, Target, WatchEvent, WatchOptions, WriteOptions};
+use apiserver::{Api, Identity, Reason, Status, Target, WriteOptions};
 use dispatch::Dispatcher;
 use dispatch::desired::SetError;
 use dispatch::node::{Output, Profile};
@@ -55,8 +56,11 @@ use crate::node_events::NodeEvents;
 use crate::policy::{self, Prepull};
 use crate::relay::Relay;
 use crate::streams::Streams;
-use index::{Index, source_of};
+use changes::{Changed, WATCH_RETRY, watch};
+use index::Index;
 pub(crate) use liveness::Liveness;
+pub(crate) use network::Cluster;
+use network::Network;
 use reports::Reports;
 
 /// The label that gives a node its link profile.
@@ -68,7 +72,7 @@ const REPORTS_WAITING_MAX: usize = 4;
 /// Messages from the store's watches that may wait.
 const CHANGES_WAITING_MAX: usize = 256;
 /// What sets are made from.
-const WATCHED: [&str; 7] = [
+const WATCHED: [&str; 10] = [
     "Node",
     "Pod",
     "ConfigMap",
@@ -76,13 +80,14 @@ const WATCHED: [&str; 7] = [
     "Namespace",
     "PersistentVolumeClaim",
     "PersistentVolume",
+    "Service",
+    "EndpointSlice",
+    "NetworkPolicy",
 ];
 /// Written to give the store a new revision.
 const NUDGE_KEY: &str = "/-/nudge";
 /// Most images that one node is to have.
 const PREPULL_MAX: usize = 256;
-/// Pause before a watch that broke is set up again.
-const WATCH_RETRY: Duration = Duration::from_secs(1);
 
 /// A question about what a node may fetch.
 struct Question {
@@ -106,6 +111,9 @@ pub(crate) struct Setup {
     pub(crate) liveness: Arc<Liveness>,
     pub(crate) artifact_key: [u8; 32],
     pub(crate) profile: Profile,
+    pub(crate) cluster: Cluster,
+    /// Where the API answers, on this machine.
+    pub(crate) api_address: SocketAddr,
     pub(crate) recorder: NodeEvents,
 }
 
@@ -113,21 +121,6 @@ pub(crate) struct Setup {
 pub(crate) struct Inputs {
     pub(crate) gateway: mpsc::Receiver<GatewayEvent>,
     pub(crate) commands: mpsc::Receiver<(String, CommandV1, oneshot::Sender<bool>)>,
-}
-
-/// A change in the store that may change sets.
-enum Changed {
-    Pod(ObjectKey, Option<Box<Value>>),
-    Keys(String, SourceV1),
-    /// A ConfigMap that names images to have, or none of these any more.
-    Prepull(ObjectKey, Option<Box<Prepull>>),
-    /// What a namespace asks of its images.
-    Namespace(String, Option<ImageRuleV1>),
-    Node(String, Option<Box<Value>>),
-    Claim(ObjectKey),
-    Volume(String, Option<Box<Value>>),
-    /// All objects of a resource have been told: those not named are gone.
-    Listed(&'static str, BTreeSet<ObjectKey>),
 }
 
 /// What comes back from work beside the task.
@@ -156,7 +149,7 @@ enum Done {
 #[derive(Default)]
 struct NodeState {
     uid: String,
-    pod_cidr: String,
+    pod_cidrs: Vec<String>,
     profile: Option<Profile>,
     confirmed: bool,
     ready: bool,
@@ -181,6 +174,8 @@ struct Nodes {
     reports: Reports,
     dispatcher: Dispatcher,
     index: Index,
+    /// What every node is told.
+    network: Network,
     nodes: HashMap<String, NodeState>,
     /// What namespaces ask of their images, where that is anything.
     policies: HashMap<String, ImageRuleV1>,
@@ -215,6 +210,7 @@ pub(crate) async fn run(setup: Setup, mut inputs: Inputs, shutdown: Cancellation
         reports: Reports::new(setup.api.clone()),
         dispatcher: Dispatcher::new(setup.epoch),
         index: Index::default(),
+        network: Network::default(),
         nodes: HashMap::new(),
         policies: HashMap::new(),
         prepulls: BTreeMap::new(),
@@ -232,8 +228,11 @@ pub(crate) async fn run(setup: Setup, mut inputs: Inputs, shutdown: Cancellation
     loop {
         nodes.watch_clock();
         nodes.lower_dirty();
+        nodes.lower_network();
         nodes.poll();
         let due = nodes.dispatcher.next_due().map(|due| nodes.started + due);
+        let network_due = nodes.network.due().filter(|_| nodes.unlisted.is_empty());
+        let due = due.into_iter().chain(network_due).min();
         tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
@@ -276,6 +275,7 @@ impl Nodes {
                     self.mirror(&node);
                 }
                 let claims = object.as_deref().map(|pod| self.claims_of(pod)).unwrap_or_default();
+                self.network.pod(&key, object.as_deref());
                 match self.index.pod(&key, object.as_deref(), &claims) {
                     Ok(nodes) => self.dirty.extend(nodes),
                     Err(err) => warn!(pod = %key, %err, "pod cannot be sent to its node"),
@@ -308,7 +308,14 @@ impl Nodes {
                     names.iter().for_each(|name| self.choose_prepull(name));
                 }
             }
-            Changed::Namespace(name, rule) => {
+            Changed::Service(key, object) => self.network.service(key, object.as_deref()),
+            Changed::Slice(key, object) => self.network.slice(key, object.as_deref()),
+            Changed::NetworkPolicy(key, object) => {
+                self.policy_changed(key, object.map(|object| *object));
+            }
+            Changed::Namespace(name, object) => {
+                self.network.namespace(&name, object.as_deref());
+                let rule = object.as_deref().and_then(policy::rule);
                 let before = match rule.clone() {
                     Some(rule) => self.policies.insert(name.clone(), rule),
                     None => self.policies.remove(&name),
@@ -323,6 +330,7 @@ impl Nodes {
             }
             Changed::Node(name, None) => {
                 self.nodes.remove(&name);
+                self.network.peer(&name, None);
                 self.dispatcher.remove(&name);
                 self.setup.liveness.forget(&name);
                 self.setup.gateway.kick(&name);
@@ -349,6 +357,7 @@ impl Nodes {
     /// What a complete list does not name was deleted while nobody watched.
     fn listed(&mut self, kind: &'static str, named: &BTreeSet<ObjectKey>) {
         self.unlisted.remove(kind);
+        self.network.listed(kind, named);
         if kind == "Pod" {
             let gone: Vec<ObjectKey> =
                 self.index.keys().filter(|key| !named.contains(*key)).cloned().collect();
@@ -379,24 +388,27 @@ impl Nodes {
     }
 
     fn node_changed(&mut self, name: &str, object: &Value) {
+        self.network.peer(name, Some(object));
         let state = self.nodes.entry(name.to_owned()).or_default();
         let profile = meta::label(object, PROFILE_LABEL).and_then(Profile::parse);
         let epoch = self.setup.epoch.to_string();
         let confirmed = meta::annotation(object, CONFIRMED_ANNOTATION) == Some(epoch.as_str());
         let new = (
             meta::uid(object).to_owned(),
-            object["spec"]["podCIDR"].as_str().unwrap_or("").to_owned(),
+            lower::network::pod_cidrs(&object["spec"]),
             profile,
             confirmed,
         );
         state.ready = object::is_ready(object);
-        let old = (&state.uid, &state.pod_cidr, state.profile, state.confirmed);
+        let old = (&state.uid, &state.pod_cidrs, state.profile, state.confirmed);
         if old != (&new.0, &new.1, new.2, new.3) {
-            (state.uid, state.pod_cidr, state.profile, state.confirmed) = new;
+            (state.uid, state.pod_cidrs, state.profile, state.confirmed) = new;
             self.dirty.insert(name.to_owned());
         }
         let labels = &object["metadata"]["labels"];
         if state.labels != *labels {
+            // Its zone is among them; a set that is the same is not sent.
+            self.dirty.insert(name.to_owned());
             state.labels = labels.clone();
             self.choose_prepull(name);
         }
@@ -424,9 +436,13 @@ impl Nodes {
     fn wait_for_revision(&mut self, node: String) {
         let is_first = self.waiting.is_empty();
         self.waiting.insert(node);
-        if !is_first {
-            return;
+        if is_first {
+            self.nudge();
         }
+    }
+
+    /// Gives the store a new revision.
+    fn nudge(&self) {
         let write = Write::put(NUDGE_KEY, Expect::Any, Vec::new());
         let write = self.setup.api.store().write(vec![write]);
         let done = self.done.clone();
@@ -442,7 +458,7 @@ impl Nodes {
     /// The set of a node as the store is now; `None` while the node has no
     /// object or no addresses for pods yet.
     fn lower(&self, name: &str) -> Option<SnapshotV1> {
-        let state = self.nodes.get(name).filter(|state| !state.pod_cidr.is_empty())?;
+        let state = self.nodes.get(name).filter(|state| !state.pod_cidrs.is_empty())?;
         // Before the reads: what changes meanwhile comes as a change of its own.
         let revision = self.setup.api.store().revision();
         let pods = self.index.pods_of(name);
@@ -457,7 +473,8 @@ impl Nodes {
             image_policies: namespaces.into_iter().filter_map(policy).collect(),
             prepull: state.prepull.clone(),
             remove_volumes: self.removals_of(name),
-            pod_cidr: state.pod_cidr.clone(),
+            pod_cidr: state.pod_cidrs.first().cloned().unwrap_or_default(),
+            cluster: self.setup.cluster.for_node(&state.pod_cidrs, &state.labels),
             heartbeat_s: state.profile.unwrap_or(self.setup.profile).heartbeat_s(),
             artifact_key: self.setup.artifact_key,
             hold_unknown: self.setup.restored && !state.confirmed,
@@ -566,6 +583,14 @@ impl Nodes {
                 tokio::spawn(async move {
                     if let Err(err) = streams.accept(&node, Box::new(stream)).await {
                         debug!(node = &*node, %err, "stream refused");
+                    }
+                });
+            }
+            StreamKind::Api => {
+                let api = self.setup.api_address;
+                tokio::spawn(async move {
+                    if let Err(err) = splice(stream, api).await {
+                        debug!(node = &*node, %err, "a pod's connection to the API ended early");
                     }
                 });
             }
@@ -845,6 +870,14 @@ impl Nodes {
     }
 }
 
+/// Carries a connection of a node's pod to the API. What is inside is the pod's own
+/// TLS with it; the node proves nothing but the way.
+async fn splice(mut stream: NodeStream, api: SocketAddr) -> std::io::Result<()> {
+    let mut api = tokio::net::TcpStream::connect(api).await?;
+    api.set_nodelay(true)?;
+    tokio::io::copy_bidirectional(&mut stream, &mut api).await.map(drop)
+}
+
 /// Answers a board that asks to join.
 async fn join(enrolment: &Enrolment, address: SocketAddr, bytes: &[u8], reply: JoinReply) {
     match envelope::decode(bytes) {
@@ -874,7 +907,8 @@ async fn write_node(api: &Api, node: &str, info: &NodeInfoV1) -> Result<(), Stat
         Err(status) => return Err(status),
     };
     let has_new_labels = object::set_labels(&mut object, info);
-    if object::set_storage_folder(&mut object, info) || has_new_labels {
+    let has_new_port = object::set_tunnel_port(&mut object, info);
+    if object::set_storage_folder(&mut object, info) || has_new_labels || has_new_port {
         object = api.update(&master, &target, object, &options).await?.value();
     }
     let status = object::status(&object, info, clock::timestamp());
@@ -884,86 +918,4 @@ async fn write_node(api: &Api, node: &str, info: &NodeInfoV1) -> Result<(), Stat
         api.update_status(&who, &target.subresource("status"), object, &options).await?;
     }
     Ok(())
-}
-
-/// Feeds the changes of one resource to the task, for ever.
-async fn watch(
-    api: Api,
-    resource: &'static Resource,
-    changes: mpsc::Sender<Changed>,
-    shutdown: CancellationToken,
-) {
-    let who = Identity::master("pinnace:dispatch");
-    while !changes.is_closed() && !shutdown.is_cancelled() {
-        let options = WatchOptions { send_initial_events: true, ..WatchOptions::default() };
-        match api.watch(&who, resource, "", &options) {
-            Ok(watch) => {
-                tokio::select! {
-                    () = follow(watch, resource, &changes) => (),
-                    () = shutdown.cancelled() => return,
-                }
-            }
-            Err(status) => warn!(resource = resource.plural, error = status.message, "no watch"),
-        }
-        tokio::time::sleep(WATCH_RETRY).await;
-    }
-}
-
-async fn follow(
-    mut watch: apiserver::Watch,
-    resource: &'static Resource,
-    changes: &mpsc::Sender<Changed>,
-) {
-    let mut listed = Some(BTreeSet::new());
-    while let Some(event) = watch.next().await {
-        let (item, is_there) = match event {
-            WatchEvent::Added(item) | WatchEvent::Modified { item, .. } => (item, true),
-            WatchEvent::Deleted(item) => (item, false),
-            WatchEvent::Bookmark { .. } => {
-                if let Some(named) = listed.take()
-                    && changes.send(Changed::Listed(resource.kind, named)).await.is_err()
-                {
-                    return;
-                }
-                continue;
-            }
-            WatchEvent::Error(status) => {
-                debug!(resource = resource.plural, error = status.message, "watch ended");
-                return;
-            }
-        };
-        let object = item.value();
-        let key = meta::object_key(&object);
-        if let Some(listed) = &mut listed {
-            listed.insert(key.clone());
-        }
-        let object = is_there.then(|| Box::new(object));
-        let change = match resource.kind {
-            "Pod" => Changed::Pod(key, object),
-            "Node" => Changed::Node(key.name, object),
-            "PersistentVolumeClaim" => Changed::Claim(key),
-            "PersistentVolume" => Changed::Volume(key.name, object),
-            "Namespace" => {
-                let rule = object.as_deref().and_then(policy::rule);
-                Changed::Namespace(key.name, rule)
-            }
-            kind => {
-                if kind == "ConfigMap" {
-                    let prepull = object.as_deref().map_or(Ok(None), Prepull::of);
-                    let prepull = prepull.unwrap_or_else(|why| {
-                        warn!(config_map = %key, why, "images to have are not taken over");
-                        None
-                    });
-                    let change = Changed::Prepull(key.clone(), prepull.map(Box::new));
-                    if changes.send(change).await.is_err() {
-                        return;
-                    }
-                }
-                Changed::Keys(key.namespace, source_of(kind, &key.name))
-            }
-        };
-        if changes.send(change).await.is_err() {
-            return;
-        }
-    }
 }

@@ -9,10 +9,10 @@ use std::time::{Duration, UNIX_EPOCH};
 use anyhow::{Context, bail};
 use api::enrolment::{INFO_ENDPOINTS, INFO_NAME, INFO_NAMESPACE};
 use api::resource::Storage;
+use api::service::Ranges;
 use apiserver::{Api, Identity, Reason, Server, ServerOptions, Target, TokenIssuer, WriteOptions};
 use controllers::clock::Clock;
-use controllers::events::Recorder;
-use controllers::{node_cidr, node_lifecycle};
+use controllers::{cluster_services, node_cidr, node_lifecycle};
 use gateway::{ClockFloor, Gateway};
 use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
@@ -70,6 +70,7 @@ impl Master {
 
 /// Starts a master; it serves when this returns.
 pub(crate) async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<Master> {
+    let services = config.service_ranges().map_err(anyhow::Error::msg)?;
     let dir = &config.data_dir;
     fs::DirBuilder::new()
         .recursive(true)
@@ -84,9 +85,12 @@ pub(crate) async fn start(config: Config, shutdown: CancellationToken) -> anyhow
         .await
         .with_context(|| format!("--api-listen {}: cannot listen", config.api_listen))?;
     let api_port = listener.local_addr()?.port();
+    let api_address = on_this_machine(listener.local_addr()?);
     let host = host(&config);
-    let pki = Arc::new(Pki::open(&dir.join("pki"), &names(&host, &config))?);
+    let names = names(&host, &config, services.api_address());
+    let pki = Arc::new(Pki::open(&dir.join("pki"), &names)?);
     let api = Api::new(Arc::clone(&store));
+    api.set_service_ranges(services.clone());
     api.set_token_issuer(TokenIssuer::new(pki.token_key(), clock::now));
     api.bootstrap().await.map_err(|status| anyhow::anyhow!(status.message))?;
 
@@ -144,8 +148,21 @@ pub(crate) async fn start(config: Config, shutdown: CancellationToken) -> anyhow
     let usage = Usage::new(api.clone(), Arc::clone(&streams) as Arc<dyn usage::Nodes>);
     api.set_measured_source(usage);
     let liveness = Arc::new(Liveness::new());
-    let recorder =
-        start_controllers(&api, &config, registries, &pki, &liveness, &tasks, &shutdown)?;
+    let network = cluster(&config, &services);
+    let services = cluster_services::Config { ranges: services, api_host: host, api_port };
+    let component = Arc::new(Component::new(api.clone(), "pinnace:controllers"));
+    cluster_services::establish(&component, &services)
+        .await
+        .context("cannot make the Services of the API and of DNS")?;
+    let parts = controllers::Parts {
+        cluster: component,
+        liveness: Arc::clone(&liveness),
+        images: registries,
+        clock: Clock::System,
+        root_ca: pki.ca_pem.as_str().into(),
+        config: controllers_config(&config, services)?,
+    };
+    let recorder = controllers::Fleet::start(parts, &tasks, &shutdown).recorder;
     let setup = nodes::Setup {
         api: api.clone(),
         epoch: store.epoch(),
@@ -158,6 +175,8 @@ pub(crate) async fn start(config: Config, shutdown: CancellationToken) -> anyhow
         liveness,
         artifact_key: pki.artifact_public_key(),
         profile: profile(config.link_profile),
+        cluster: network,
+        api_address,
         recorder: NodeEvents::new(recorder),
     };
     let inputs = nodes::Inputs { gateway: events, commands: commanded };
@@ -201,6 +220,26 @@ fn profile(profile: LinkProfile) -> dispatch::node::Profile {
     }
 }
 
+/// Where a listener is reached from its own machine.
+fn on_this_machine(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+/// The ranges and names of the cluster, as nodes are told them.
+fn cluster(config: &Config, services: &Ranges) -> nodes::Cluster {
+    nodes::Cluster {
+        pod_cidrs: vec![config.pod_cidr.clone()],
+        service_cidrs: vec![config.service_cidr.clone()],
+        dns: vec![services.dns_address()],
+        domain: lower::CLUSTER_DOMAIN.to_owned(),
+    }
+}
+
 fn clock_floor() -> ClockFloor {
     let floor = clock::build_time().duration_since(UNIX_EPOCH).unwrap_or_default();
     ClockFloor { floor_s: floor.as_secs() }
@@ -233,16 +272,26 @@ fn endpoint(host: &str, port: u16) -> String {
 }
 
 /// Every name in the server's certificate.
-fn names(host: &str, config: &Config) -> Vec<String> {
+fn names(host: &str, config: &Config, api_address: IpAddr) -> Vec<String> {
     let mut names: Vec<String> =
         [wire::MASTER_SERVER_NAME, "localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
     names.push(host.to_owned());
+    // Pods ask the API at its Service's address.
+    names.push(api_address.to_string());
     for listen in [config.api_listen, config.node_listen] {
         if !listen.ip().is_unspecified() {
             names.push(listen.ip().to_string());
         }
     }
-    names.extend(["kubernetes", "kubernetes.default", "kubernetes.default.svc"].map(str::to_owned));
+    names.extend(
+        [
+            "kubernetes",
+            "kubernetes.default",
+            "kubernetes.default.svc",
+            "kubernetes.default.svc.cluster.local",
+        ]
+        .map(str::to_owned),
+    );
     names.sort();
     names.dedup();
     names
@@ -292,16 +341,11 @@ async fn describe_cluster(api: &Api, nodes: &str, epoch: u128) -> anyhow::Result
     }
 }
 
-/// Starts every controller; returns where events go.
-fn start_controllers(
-    api: &Api,
+/// How controllers are set up.
+fn controllers_config(
     config: &Config,
-    images: Arc<Registries>,
-    pki: &Pki,
-    liveness: &Arc<Liveness>,
-    tasks: &TaskTracker,
-    shutdown: &CancellationToken,
-) -> anyhow::Result<Recorder> {
+    services: cluster_services::Config,
+) -> anyhow::Result<controllers::Config> {
     let network =
         config.pod_cidr.parse().with_context(|| format!("--pod-cidr {:?}", config.pod_cidr))?;
     let pod_network = node_cidr::Config::new(network, NODE_PREFIX)
@@ -314,13 +358,5 @@ fn start_controllers(
         },
         ..node_lifecycle::Config::default()
     };
-    let parts = controllers::Parts {
-        cluster: Arc::new(Component::new(api.clone(), "pinnace:controllers")),
-        liveness: Arc::clone(liveness),
-        images,
-        clock: Clock::System,
-        root_ca: pki.ca_pem.as_str().into(),
-        config: controllers::Config { nodes, pod_network },
-    };
-    Ok(controllers::Fleet::start(parts, tasks, shutdown).recorder)
+    Ok(controllers::Config { nodes, pod_network, services })
 }

@@ -21,13 +21,14 @@ use apiserver::{
     Status, StreamSource, StreamTarget,
 };
 use bytes::Bytes;
+use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::{mpsc, oneshot};
 use wire::command::{
     AttachV1, CommandV1, ExecV1, LogsV1, PortForwardV1, StreamEndV1, StreamHelloV1, StreamV1,
 };
 use wire::stream::Frame;
-use wire::usage::{USAGE_BYTES_MAX, UsageV1};
+use wire::usage::{PathsV1, USAGE_BYTES_MAX, UsageV1};
 
 use crate::pki::random;
 
@@ -91,7 +92,17 @@ impl Streams {
 
     /// What `node` uses, measured now.
     pub(crate) async fn usage(&self, node: &str) -> Result<UsageV1, Status> {
-        let mut stream = self.dial_back(node, StreamV1::Usage).await?;
+        self.ask(node, StreamV1::Usage).await
+    }
+
+    /// How `node` reaches the others.
+    pub(crate) async fn paths(&self, node: &str) -> Result<PathsV1, Status> {
+        self.ask(node, StreamV1::Paths).await
+    }
+
+    /// Asks `node` for what it answers at once.
+    async fn ask<T: DeserializeOwned>(&self, node: &str, what: StreamV1) -> Result<T, Status> {
+        let mut stream = self.dial_back(node, what).await?;
         let broken = |error: io::Error| Status::unavailable(format!("node {node}: {error}"));
         let mut answer = Vec::new();
         loop {

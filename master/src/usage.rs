@@ -22,7 +22,7 @@ use jiff::Timestamp;
 use serde_json::json;
 use tokio::time::{Instant, timeout, timeout_at};
 use wire::Uid;
-use wire::usage::{PodUseV1, UsageV1, UseV1};
+use wire::usage::{PathV1, PathsV1, PodUseV1, UsageV1, UseV1};
 
 use crate::clock;
 use crate::enrol::resource;
@@ -42,11 +42,18 @@ const FRESH_FAILURE: Duration = Duration::from_secs(5);
 pub(crate) trait Nodes: Send + Sync + 'static {
     /// Asks one node.
     fn usage<'a>(&'a self, node: &'a str) -> BoxFuture<'a, Result<UsageV1, Status>>;
+
+    /// Asks one node how it reaches the others.
+    fn paths<'a>(&'a self, node: &'a str) -> BoxFuture<'a, Result<PathsV1, Status>>;
 }
 
 impl Nodes for crate::streams::Streams {
     fn usage<'a>(&'a self, node: &'a str) -> BoxFuture<'a, Result<UsageV1, Status>> {
         Box::pin(self.usage(node))
+    }
+
+    fn paths<'a>(&'a self, node: &'a str) -> BoxFuture<'a, Result<PathsV1, Status>> {
+        Box::pin(self.paths(node))
     }
 }
 
@@ -157,6 +164,24 @@ impl Usage {
         Ok(metrics.collect())
     }
 
+    /// How nodes reach each other, asked now: a path may change at any time.
+    async fn of_paths(&self, request: &MeasuredRequest) -> Result<Vec<Value>, Status> {
+        let nodes = self.objects("Node", request, |node| Some(head(&node)))?;
+        let deadline = Instant::now() + OVERALL_TIMEOUT;
+        let mut asked = futures::stream::iter(nodes)
+            .map(|node| async move {
+                let paths = timeout(NODE_TIMEOUT, self.nodes.paths(meta::name(&node))).await;
+                Some(paths_object(node, &paths.ok()?.ok()?))
+            })
+            .buffer_unordered(ASKED_MAX);
+        let mut objects = Vec::new();
+        while let Ok(Some(object)) = timeout_at(deadline, asked.next()).await {
+            objects.extend(object);
+        }
+        objects.sort_by(|a, b| meta::name(a).cmp(meta::name(b)));
+        Ok(objects)
+    }
+
     /// Asks the nodes that have not said it lately, all at once within bounds.
     async fn ask(&self, names: BTreeSet<String>) -> HashMap<String, Arc<Measured>> {
         let deadline = Instant::now() + OVERALL_TIMEOUT;
@@ -221,6 +246,7 @@ impl MeasuredSource for Usage {
             match request.resource.kind {
                 "NodeMetrics" => self.of_nodes(&request).await,
                 "PodMetrics" => self.of_pods(&request).await,
+                "NodePaths" => self.of_paths(&request).await,
                 other => Err(Status::internal(format!("{other} is not measured"))),
             }
         })
@@ -252,6 +278,29 @@ fn describe(kind: &str, object: &Value, measured: &Measured) -> Value {
         "timestamp": at,
         "window": window(measured.usage.window_ms),
     })
+}
+
+/// What a node said of its paths, as an object.
+fn paths_object(mut object: Value, paths: &PathsV1) -> Value {
+    let path = |path: &PathV1| {
+        json!({
+            "peer": path.peer,
+            "lane": path.lane,
+            "remote": path.remote,
+            "rttMicroseconds": path.rtt_us,
+            "lossPerTenThousand": path.loss_per_10000,
+            "sentBytes": path.tx_bytes,
+            "receivedBytes": path.rx_bytes,
+            "ageSeconds": path.age_s,
+            "reason": path.why,
+        })
+    };
+    object["apiVersion"] = json!("net.pinnace.io/v1");
+    object["kind"] = json!("NodePaths");
+    object["capture"] = json!(paths.capture);
+    object["degraded"] = json!(paths.degraded);
+    object["paths"] = paths.paths.iter().map(path).collect();
+    object
 }
 
 /// A duration as Go writes it: `1s`, `1.05s`.

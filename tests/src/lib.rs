@@ -46,6 +46,10 @@ mod pod_settings;
 #[cfg(test)]
 mod reach;
 #[cfg(test)]
+mod services;
+#[cfg(test)]
+mod services_api;
+#[cfg(test)]
 mod sim;
 #[cfg(test)]
 mod static_pods;

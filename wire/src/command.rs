@@ -71,6 +71,9 @@ pub enum StreamV1 {
     /// What the node and its containers use: postcard of [`crate::usage::UsageV1`] as
     /// standard output, then the end.
     Usage,
+    /// How the node reaches the others: postcard of [`crate::usage::PathsV1`], in the
+    /// same way.
+    Paths,
 }
 
 /// A command to run in a container.

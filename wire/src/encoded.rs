@@ -5,20 +5,22 @@
 //! writes a struct as its fields one after the other, a message is put together
 //! from them without decoding. A test pins that the bytes are the same.
 
+use std::sync::Arc;
+
 use crate::envelope::{Envelope, Kind};
 use crate::set::ItemV1;
 use crate::{Epoch, Uid};
 
 /// An item as the bytes that travel.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EncodedItem(Box<[u8]>);
+pub struct EncodedItem(Arc<[u8]>);
 
 impl EncodedItem {
     /// Encodes `item`.
     #[must_use]
     pub fn new(item: &ItemV1) -> Self {
         let bytes = postcard::to_stdvec(item).expect("items hold only what postcard writes");
-        Self(bytes.into_boxed_slice())
+        Self(bytes.into())
     }
 
     /// Number of bytes.

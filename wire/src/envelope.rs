@@ -386,11 +386,14 @@ fn deflate(plain: &[u8]) -> Vec<u8> {
 
 fn inflate(kind: Kind, deflated: &[u8], bytes_max: usize) -> Result<Vec<u8>, EnvelopeError> {
     let mut plain = Vec::new();
-    let read = flate2::read::DeflateDecoder::new(deflated)
-        .take(bytes_max as u64 + 1)
-        .read_to_end(&mut plain);
-    match read {
-        Ok(_) if plain.len() <= bytes_max => Ok(plain),
-        _ => Err(EnvelopeError::Inflate(kind, bytes_max)),
+    let mut decoder = flate2::read::DeflateDecoder::new(deflated);
+    let read = (&mut decoder).take(bytes_max as u64 + 1).read_to_end(&mut plain);
+    if read.is_err() || plain.len() > bytes_max {
+        return Err(EnvelopeError::Inflate(kind, bytes_max));
+    }
+    let n_read = usize::try_from(decoder.total_in()).unwrap_or(usize::MAX);
+    match deflated.len().saturating_sub(n_read) {
+        0 => Ok(plain),
+        left => Err(EnvelopeError::Trailing(kind, left)),
     }
 }

@@ -21,6 +21,7 @@ pub mod command;
 pub mod encoded;
 pub mod enrol;
 pub mod envelope;
+pub mod network;
 pub mod node;
 pub mod part;
 pub mod pod;
@@ -49,6 +50,9 @@ pub type Epoch = u128;
 pub const ALPN_BLOB: &[u8] = b"pinnace-blob/1";
 /// The ALPN name of byte streams on the node port, see [`command`].
 pub const ALPN_STREAM: &[u8] = b"pinnace-stream/1";
+/// The ALPN name under which a node's pods reach the API through the node port: the
+/// bytes of their own TLS with it.
+pub const ALPN_API: &[u8] = b"pinnace-api/1";
 /// The ALPN name of connections between two nodes through the master, see [`relay`].
 pub const ALPN_RELAY: &[u8] = b"pinnace-relay/1";
 /// The ALPN name of MQTT on the node port; a client that offers none gets MQTT too.

@@ -1,5 +1,7 @@
 //! What a node says about itself and about the link.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{Epoch, Ext, Uid};
@@ -17,7 +19,7 @@ pub struct HelloV1 {
     pub epoch: Epoch,
     /// The revision of the set the node has applied and stored; 0 for none.
     pub have_revision: u64,
-    /// [`crate::set::digest_input`] of that set, as SHA-256 cut to 16 bytes. A master
+    /// [`crate::set::set_digest`] of that set. A master
     /// that restarted sends nothing to a node whose set it would only repeat.
     pub set_digest: [u8; 16],
     /// Newest report of this boot that was acknowledged: older ones are late copies.
@@ -58,6 +60,10 @@ pub struct NodeInfoV1 {
     pub hostname: String,
     /// The address of the link's local end.
     pub address: String,
+    /// The node's other addresses on its networks, at most [`ADDRESSES_MAX`].
+    pub more_addresses: Vec<IpAddr>,
+    /// Where it listens for other nodes; 0 where it does not.
+    pub tunnel_port: u16,
     /// Cores, in millicores.
     pub cpu_millis: u64,
     /// Memory, in bytes.
@@ -93,6 +99,8 @@ pub struct NodeInfoV1 {
 
 /// Most bytes of all manifests of a node's static pods: they travel in one hello.
 pub const STATIC_BYTES_MAX: usize = 32 << 10;
+/// Most addresses that a node tells of, beside the link's.
+pub const ADDRESSES_MAX: usize = 8;
 /// Most images that a node tells of, as the kubelet.
 pub const IMAGES_MAX: usize = 50;
 

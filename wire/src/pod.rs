@@ -45,6 +45,10 @@ pub struct PodV1 {
     pub host_aliases: Vec<HostAliasV1>,
     /// What goes into `/etc/resolv.conf`.
     pub dns: DnsV1,
+    /// Others than its node have a say in whether it is ready (`readinessGates`).
+    pub is_gated: bool,
+    /// Whether its containers get variables that name the Services of its namespace.
+    pub service_links: bool,
     /// Names of the Secrets, in order, whose registry credentials pulls may use.
     pub pull_secrets: Vec<String>,
     /// The pod's priority: under pressure, lower ones are evicted first.
@@ -85,6 +89,8 @@ impl PodV1 {
             security: PodSecurityV1::default(),
             host_aliases: Vec::new(),
             dns: DnsV1::default(),
+            is_gated: false,
+            service_links: true,
             pull_secrets: Vec::new(),
             priority: 0,
             active_deadline_s: None,
@@ -684,6 +690,10 @@ pub struct PortV1 {
     pub port: u16,
     /// Transport.
     pub protocol: ProtocolV1,
+    /// The port on the node that leads to it; 0 for none.
+    pub host_port: u16,
+    /// On which of the node's addresses; empty for all.
+    pub host_ip: String,
 }
 
 /// A transport protocol.

@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::network::{ClusterV1, EndpointsV1, PeerV1, PolicyV1, ServiceV1};
+use crate::part::Digest;
 use crate::pod::{KeysV1, PodV1};
 use crate::{Epoch, Ext, Uid};
 
@@ -27,6 +29,25 @@ pub enum BodyV1 {
     Pod(Box<PodV1>),
     /// A ConfigMap or Secret that a pod of the set uses.
     Keys(KeysV1),
+    /// A Service.
+    Service(Box<ServiceV1>),
+    /// Where a Service leads.
+    Endpoints(EndpointsV1),
+    /// A node, as the others see it.
+    Peer(PeerV1),
+    /// Who may speak with whom.
+    Policy(PolicyV1),
+}
+
+impl BodyV1 {
+    /// Whether it is the same in the set of every node.
+    #[must_use]
+    pub const fn is_common(&self) -> bool {
+        match self {
+            Self::Node(_) | Self::Pod(_) | Self::Keys(_) => false,
+            Self::Service(_) | Self::Endpoints(_) | Self::Peer(_) | Self::Policy(_) => true,
+        }
+    }
 }
 
 /// How the node itself is set up.
@@ -49,6 +70,8 @@ pub struct NodeConfigV1 {
     /// Names of PersistentVolumes whose folders on the node are to be removed, once
     /// no pod uses them.
     pub remove_volumes: Vec<String>,
+    /// The cluster's network, as this node has it.
+    pub cluster: ClusterV1,
     /// Room for later fields.
     pub ext: Ext,
 }
@@ -95,11 +118,33 @@ pub struct SnapshotV1 {
     pub items: Vec<ItemV1>,
 }
 
-/// The bytes that [`crate::node::HelloV1::set_digest`] is the hash of: uid and
-/// generation of every item, sorted by uid.
+/// [`crate::node::HelloV1::set_digest`]: SHA-256 over the digest of the node's own
+/// items and the digest of those that all nodes have, cut. In two halves, so that
+/// a master hashes the common ones once for the whole fleet.
 #[must_use]
-pub fn digest_input(items: &[ItemV1]) -> Vec<u8> {
-    let mut names: Vec<(Uid, u64)> = items.iter().map(|item| (item.uid, item.generation)).collect();
+pub fn set_digest(items: &[ItemV1], sha256: Digest) -> [u8; 16] {
+    let half = |common| {
+        let names = items.iter().filter(|item| item.body.is_common() == common);
+        sha256(&digest_input(names.map(|item| (item.uid, item.generation))))
+    };
+    joined_digest(&half(false), &half(true), sha256)
+}
+
+/// The digest of a set, from those of its two halves.
+#[must_use]
+pub fn joined_digest(own: &[u8; 32], common: &[u8; 32], sha256: Digest) -> [u8; 16] {
+    let mut both = [0; 64];
+    both[..32].copy_from_slice(own);
+    both[32..].copy_from_slice(common);
+    let [cut @ .., _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _] = sha256(&both);
+    cut
+}
+
+/// The bytes that the digest of half a set is the hash of: uid and generation of
+/// every item, sorted by uid.
+#[must_use]
+pub fn digest_input(items: impl Iterator<Item = (Uid, u64)>) -> Vec<u8> {
+    let mut names: Vec<(Uid, u64)> = items.collect();
     names.sort_unstable();
     let mut bytes = Vec::with_capacity(names.len() * 24);
     for (uid, generation) in names {

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::Uid;
 
-/// Most bytes of an encoded [`UsageV1`] that a master reads: thousands of containers.
+/// Most bytes of an encoded answer that a master reads: thousands of containers, or
+/// of other nodes.
 pub const USAGE_BYTES_MAX: usize = 256 << 10;
 
 /// The answer of a node.
@@ -46,6 +47,40 @@ pub struct UseV1 {
     pub cpu_nanocores: u64,
     /// Memory that cannot be had back at once, in bytes.
     pub memory_bytes: u64,
+}
+
+/// How a node's data plane is, and how it reaches the other nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathsV1 {
+    /// How traffic gets to the proxy: `sk-lookup`, `tproxy`, `listeners` or `none`.
+    pub capture: String,
+    /// Why not better; empty where nothing is missing.
+    pub degraded: String,
+    /// The nodes that were spoken with.
+    pub paths: Vec<PathV1>,
+}
+
+/// How one node is reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathV1 {
+    /// The other node.
+    pub peer: String,
+    /// `quic`, `tls`, `relay` or `none`.
+    pub lane: String,
+    /// Where it was reached; empty through the master.
+    pub remote: String,
+    /// Round trip, in microseconds; 0 where unknown.
+    pub rtt_us: u32,
+    /// Of 10,000 packets, how many were lost.
+    pub loss_per_10000: u32,
+    /// Bytes sent since the connection began.
+    pub tx_bytes: u64,
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Since when, in seconds.
+    pub age_s: u64,
+    /// Why not better; empty for `quic`.
+    pub why: String,
 }
 
 #[cfg(test)]

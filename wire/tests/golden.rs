@@ -13,6 +13,11 @@ use pinnace_wire::envelope::{
     BLOCK_BYTES_MAX, Decoded, Envelope, EnvelopeError, Kind, Limit, Message, decode,
     decode_assembled, encode,
 };
+use pinnace_wire::network::{
+    ClusterV1, DistributionV1, EndpointPortV1, EndpointV1, EndpointsV1, OperatorV1, PeerV1,
+    PolicyPeerV1, PolicyPortV1, PolicyRuleV1, PolicyV1, PortsV1, RequirementV1, SelectorV1,
+    ServicePortV1, ServiceV1, TargetV1,
+};
 use pinnace_wire::node::{
     AppliedV1, GoneV1, HeartbeatV1, HelloV1, NodeImageV1, NodeInfoV1, PartAckV1, StaticPodV1,
     UpToDateV1, WasmTargetV1,
@@ -130,7 +135,13 @@ fn pod() -> PodV1 {
                 seccomp: SeccompV1::Localhost("a.json".into()),
                 unmasked_proc: false,
             },
-            ports: vec![PortV1 { name: "http".into(), port: 80, protocol: ProtocolV1::Tcp }],
+            ports: vec![PortV1 {
+                name: "http".into(),
+                port: 80,
+                protocol: ProtocolV1::Tcp,
+                host_port: 8080,
+                host_ip: "192.0.2.1".into(),
+            }],
             ext: vec![],
         }],
         volumes: vec![
@@ -187,6 +198,8 @@ fn pod() -> PodV1 {
         },
         host_aliases: vec![HostAliasV1 { ip: "10.0.0.1".into(), names: vec!["db".into()] }],
         dns: DnsV1 { nameservers: vec!["10.0.0.2".into()], ..DnsV1::default() },
+        is_gated: false,
+        service_links: true,
         pull_secrets: vec!["registry".into()],
         priority: 1000,
         active_deadline_s: Some(600),
@@ -252,6 +265,101 @@ fn status() -> PodStatusV1 {
     }
 }
 
+fn service() -> ServiceV1 {
+    ServiceV1 {
+        namespace: "default".into(),
+        name: "web".into(),
+        cluster_ips: vec![[10, 43, 0, 7].into(), "fd43::7".parse().unwrap()],
+        external_name: String::new(),
+        external_ips: vec![[192, 0, 2, 7].into()],
+        ports: vec![ServicePortV1 {
+            name: "http".into(),
+            protocol: ProtocolV1::Tcp,
+            port: 80,
+            target: TargetV1::Name("http".into()),
+            node_port: 30080,
+        }],
+        selector: vec![("app".into(), "web".into())],
+        affinity_s: 10800,
+        internal_local: false,
+        external_local: true,
+        health_port: 30500,
+        publish_not_ready: false,
+        distribution: DistributionV1::Node,
+        is_api: false,
+        ext: vec![],
+    }
+}
+
+fn endpoints() -> EndpointsV1 {
+    EndpointsV1 {
+        namespace: "default".into(),
+        service: "web".into(),
+        ports: vec![EndpointPortV1 { name: "http".into(), protocol: ProtocolV1::Udp, port: 8080 }],
+        endpoints: vec![EndpointV1 {
+            addresses: vec![[10, 42, 0, 2].into()],
+            hostname: "web-0".into(),
+            node: "pi".into(),
+            zone: "barn".into(),
+            pod: [1; 16],
+            ready: true,
+            serving: true,
+            terminating: false,
+        }],
+        ext: vec![],
+    }
+}
+
+fn peer() -> PeerV1 {
+    PeerV1 {
+        node: "pi".into(),
+        pod_cidrs: vec!["10.42.0.0/24".into()],
+        addresses: vec![[192, 0, 2, 8].into()],
+        port: 7443,
+        zone: "barn".into(),
+        ext: vec![],
+    }
+}
+
+fn policy() -> PolicyV1 {
+    let pods = SelectorV1 {
+        requirements: vec![RequirementV1 {
+            key: "app".into(),
+            operator: OperatorV1::NotIn,
+            values: vec!["web".into()],
+        }],
+    };
+    let rule = PolicyRuleV1 {
+        peers: Some(vec![
+            PolicyPeerV1::Pods {
+                namespaces: vec!["default".into()],
+                pods: pods.clone(),
+                addresses: vec![[10, 42, 0, 3].into()],
+            },
+            PolicyPeerV1::Block {
+                cidr: "192.0.2.0/24".into(),
+                except: vec!["192.0.2.1/32".into()],
+            },
+        ]),
+        ports: Some(vec![
+            PolicyPortV1 { protocol: ProtocolV1::Tcp, ports: PortsV1::Any },
+            PolicyPortV1 { protocol: ProtocolV1::Tcp, ports: PortsV1::Range(80, 90) },
+            PolicyPortV1 {
+                protocol: ProtocolV1::Tcp,
+                ports: PortsV1::Named("http".into(), vec![([10, 42, 0, 3].into(), 80)]),
+            },
+        ]),
+    };
+    PolicyV1 {
+        namespace: "default".into(),
+        name: "in".into(),
+        pods,
+        ingress: Some(vec![rule]),
+        egress: None,
+        ext: vec![],
+    }
+}
+
 fn samples() -> Vec<Message> {
     let config = NodeConfigV1 {
         pod_cidr: "10.42.3.0/24".into(),
@@ -268,6 +376,14 @@ fn samples() -> Vec<Message> {
             pull_secrets: vec!["registry".into()],
         }],
         remove_volumes: vec!["pvc-2".into()],
+        cluster: ClusterV1 {
+            pod_cidrs: vec!["10.42.0.0/16".into()],
+            service_cidrs: vec!["10.43.0.0/16".into()],
+            dns: vec![[10, 43, 0, 10].into()],
+            domain: "cluster.local".into(),
+            more_pod_cidrs: vec!["fd42::3:0/112".into()],
+            zone: "barn".into(),
+        },
         ext: vec![],
     };
     let keys = KeysV1 {
@@ -281,6 +397,10 @@ fn samples() -> Vec<Message> {
         item(0, BodyV1::Node(config)),
         item(1, BodyV1::Pod(Box::new(pod()))),
         item(2, BodyV1::Keys(keys)),
+        item(3, BodyV1::Service(Box::new(service()))),
+        item(4, BodyV1::Endpoints(endpoints())),
+        item(5, BodyV1::Peer(peer())),
+        item(6, BodyV1::Policy(policy())),
     ];
     let command = |command| CommandEnvelopeV1 { epoch: EPOCH, boot_id: BOOT, counter: 3, command };
     let logs = LogsV1 {
@@ -351,6 +471,8 @@ fn samples() -> Vec<Message> {
                 kernel_boot_id: "k".into(),
                 hostname: "board".into(),
                 address: "192.0.2.1".into(),
+                more_addresses: vec![[192, 0, 2, 9].into()],
+                tunnel_port: 7443,
                 cpu_millis: 4000,
                 memory_bytes: 1 << 30,
                 disk_bytes: 1 << 34,

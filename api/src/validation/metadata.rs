@@ -18,6 +18,8 @@ pub(super) fn object(resource: &Resource, object: &Value, errors: &mut Errors) {
     // A node's name is a segment of MQTT topics and a certificate's common name.
     let check = match resource.kind {
         "Namespace" | "Node" => names::dns1123_label,
+        // A Service's name is a label of DNS names.
+        "Service" => names::dns1035_label,
         _ => names::dns1123_subdomain,
     };
     let prefix = text(metadata, "generateName");

@@ -116,8 +116,18 @@ const PROJECTION_WARNED: &[Line] = &[
     ("podCertificate", When::Set, "the file is not there"),
 ];
 
-/// Warned about in a port.
-const PORT_WARNED: &[Line] = &[("hostPort", When::Set, "the port of the node is not opened")];
+/// Refused in a Service: it believes to be reached by few, and is by all.
+const SERVICE_REFUSED: &[Line] = &[(
+    "loadBalancerSourceRanges",
+    When::Set,
+    "source ranges are not enforced, use a NetworkPolicy with an ipBlock",
+)];
+/// Warned about in a Service.
+const SERVICE_WARNED: &[Line] =
+    &[("loadBalancerIP", When::Set, "a load balancer has the addresses of the nodes")];
+/// Warned about in a port of a Service.
+const SERVICE_PORT_WARNED: &[Line] =
+    &[("protocol", When::NotOneOf(&["TCP", "UDP"]), "only TCP and UDP are carried")];
 
 /// Looks at the pod or pod template in `object`; nothing for other kinds.
 #[must_use]
@@ -135,6 +145,13 @@ pub fn check(resource: &Resource, object: &Value) -> Unsupported {
             let at = SPEC.field("template");
             annotations(&at.field("metadata"), fields(template, "metadata"), &mut found);
             pod(&at.field("spec"), fields(template, "spec"), &mut found);
+        }
+        ("", "Service") => {
+            found.look(&SPEC, spec, SERVICE_REFUSED, SERVICE_WARNED);
+            let at = SPEC.field("ports");
+            for (n, port) in objects(spec, "ports") {
+                found.look(&at.index(n), port, &[], SERVICE_PORT_WARNED);
+            }
         }
         ("", "PersistentVolume") => found.look(&SPEC, spec, &[], PERSISTENT_VOLUME_WARNED),
         ("storage.k8s.io", "StorageClass") => {
@@ -213,7 +230,7 @@ fn pod(path: &Path<'_>, spec: &Fields, found: &mut Found) {
     for list in ["containers", "initContainers", "ephemeralContainers"] {
         let at = path.field(list);
         for (n, fields) in objects(spec, list) {
-            container(&at.index(n), fields, flag(spec, "hostNetwork"), found);
+            container(&at.index(n), fields, found);
         }
     }
     let at = path.field("volumes");
@@ -232,7 +249,7 @@ fn pod(path: &Path<'_>, spec: &Fields, found: &mut Found) {
     }
 }
 
-fn container(path: &Path<'_>, container: &Fields, host_network: bool, found: &mut Found) {
+fn container(path: &Path<'_>, container: &Fields, found: &mut Found) {
     found.look(path, container, CONTAINER_REFUSED, CONTAINER_WARNED);
     let context = fields(container, "securityContext");
     if flag(context, "runAsNonRoot") && super::number(context, "runAsUser") == Some(0) {
@@ -241,10 +258,6 @@ fn container(path: &Path<'_>, container: &Fields, host_network: bool, found: &mu
             &path.field("securityContext").field("runAsUser"),
             "must not be 0 when `runAsNonRoot` is true",
         );
-    }
-    let at = path.field("ports");
-    for (n, port) in objects(container, "ports").filter(|_| !host_network) {
-        found.look(&at.index(n), port, &[], PORT_WARNED);
     }
 }
 
@@ -332,7 +345,6 @@ mod tests {
                 refused spec.hostUsers: Forbidden: Pinnace cannot do this: user namespaces are not implemented yet
                 refused spec.runtimeClassName: Forbidden: Pinnace cannot do this: use "oci" or "wasm"
                 refused spec.containers[0].securityContext.runAsUser: Forbidden: must not be 0 when `runAsNonRoot` is true
-                warning spec.containers[0].ports[0].hostPort: not honoured by Pinnace yet: the port of the node is not opened
                 warning spec.volumes[2].nfs: not honoured by Pinnace yet: the folder stays empty
             "#]],
         );
@@ -364,7 +376,6 @@ mod tests {
             ("Container", [CONTAINER_REFUSED, CONTAINER_WARNED]),
             ("Volume", [&[], VOLUME_WARNED]),
             ("VolumeProjection", [&[], PROJECTION_WARNED]),
-            ("ContainerPort", [&[], PORT_WARNED]),
         ] {
             for (field, ..) in tables.into_iter().flatten() {
                 let mut at = of(kind);

@@ -78,7 +78,7 @@ fn common(spec: &Fields, errors: &mut Errors) {
 }
 
 /// A selector in object form.
-fn label_selector(path: &Path<'_>, selector: &Fields, errors: &mut Errors) {
+pub(super) fn label_selector(path: &Path<'_>, selector: &Fields, errors: &mut Errors) {
     metadata::labels(&path.field("matchLabels"), fields(selector, "matchLabels"), errors);
     let list = path.field("matchExpressions");
     for (n, expression) in objects(selector, "matchExpressions") {

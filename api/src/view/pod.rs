@@ -96,6 +96,8 @@ pub struct PodSpec {
     pub host_aliases: Vec<HostAlias>,
     /// `ClusterFirst`, `ClusterFirstWithHostNet`, `Default` or `None`.
     pub dns_policy: String,
+    /// Whether containers get variables that name the Services of their namespace.
+    pub enable_service_links: Option<bool>,
     /// Additions to `/etc/resolv.conf`.
     pub dns_config: DnsConfig,
 }
@@ -267,6 +269,9 @@ pub struct ContainerPort {
     pub protocol: String,
     /// Port of the node that leads here; 0 for none.
     pub host_port: i64,
+    /// On which address of the node; empty for all.
+    #[serde(rename = "hostIP")]
+    pub host_ip: String,
 }
 
 /// One environment variable.

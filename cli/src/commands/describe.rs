@@ -6,6 +6,7 @@
 mod node;
 mod outline;
 mod pod;
+mod service;
 mod workload;
 
 use anyhow::bail;
@@ -62,6 +63,8 @@ struct Context {
     events: Vec<Value>,
     /// The pods of a node.
     pods: Vec<Value>,
+    /// What is behind a Service.
+    slices: Vec<Value>,
 }
 
 impl Context {
@@ -83,7 +86,14 @@ impl Context {
         } else {
             Vec::new()
         };
-        Ok(Self { events, pods })
+        let slices = if kind.kind == "Service" && kind.group.is_empty() {
+            let of_service = format!("{}={name}", api::service::SERVICE_NAME_LABEL);
+            let slices = Kind::endpoint_slices();
+            super::get::list(cluster, &slices, namespace, &of_service, "").await?
+        } else {
+            Vec::new()
+        };
+        Ok(Self { events, pods, slices })
     }
 }
 
@@ -94,6 +104,7 @@ fn describe(object: &Value, context: &Context, now: Timestamp) -> String {
         "Pod" => pod::describe(&mut outline, object, now),
         "Node" => node::describe(&mut outline, object, &context.pods, now),
         "Deployment" | "ReplicaSet" => workload::describe(&mut outline, object, now),
+        "Service" => service::describe(&mut outline, object, &context.slices),
         "ConfigMap" => config_map(&mut outline, object),
         "Secret" => secret(&mut outline, object),
         _ => outline.rest(object),
@@ -417,6 +428,30 @@ mod tests {
             Events:       <none>
         "#]],
         );
+    }
+
+    #[test]
+    fn services_are_described_with_what_is_behind_them() {
+        let service = json!({
+            "kind": "Service",
+            "metadata": {"name": "web", "namespace": "shop", "creationTimestamp": "2026-11-23T07:00:00Z"},
+            "spec": {"type": "LoadBalancer", "selector": {"app": "web"}, "clusterIPs": ["10.43.1.1"],
+                "ports": [{"name": "http", "port": 80, "protocol": "TCP", "targetPort": "web", "nodePort": 30080},
+                    {"port": 53, "protocol": "UDP", "targetPort": 53}],
+                "sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}},
+                "externalTrafficPolicy": "Local", "healthCheckNodePort": 30099},
+            "status": {"loadBalancer": {"ingress": [{"ip": "192.168.1.1"}]}},
+        });
+        let slices = vec![json!({
+            "ports": [{"port": 8080}],
+            "endpoints": [
+                {"addresses": ["10.42.0.3"], "conditions": {"ready": false, "terminating": true},
+                    "nodeName": "pi-1", "targetRef": {"name": "web-2"}},
+                {"addresses": ["10.42.0.2"], "conditions": {"ready": true}},
+            ],
+        })];
+        let context = Context { slices, ..Context::default() };
+        check(&service, &context, expect![[""]]);
     }
 
     #[test]

@@ -75,7 +75,7 @@ pub enum Capture {
 }
 
 /// A port that something else has.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Conflict {
     /// Namespace of the Service; empty for what is no Service's.
     pub namespace: String,

@@ -15,6 +15,28 @@
 //! the disk, so that after a reboot it serves before the agent has spoken.
 
 pub mod control;
+pub mod dns;
 pub mod links;
 pub mod table;
 pub mod tunnel;
+
+pub use plane::{OnTable, Parts};
+pub use run::{RunError, SOCKET, Settings, run};
+
+mod affinity;
+mod balance;
+mod capture;
+mod confine;
+mod dial;
+mod handover;
+mod persist;
+mod plane;
+mod policy;
+mod ports;
+mod pump;
+mod random;
+mod routes;
+mod run;
+mod tcp;
+mod udp;
+mod view;

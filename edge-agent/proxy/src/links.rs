@@ -2,7 +2,8 @@
 //!
 //! The plane asks [`Links`] for a way to a flow's destination on another node;
 //! the links hand what other nodes send to an [`Acceptor`], which is the plane.
-//! [`Uplink`] is the one way out to the master; the program gives it.
+//! [`Uplink`] is the one way out to the master; the program gives it. [`Names`]
+//! answers the questions that the plane catches.
 
 use std::fmt::Debug;
 use std::future::Future;
@@ -70,3 +71,25 @@ pub trait Uplink: Debug + Send + Sync + 'static {
     /// Connects, authenticated as this node, for the purpose that `alpn` names.
     fn dial<'a>(&'a self, alpn: &'static [u8]) -> BoxFuture<'a, io::Result<Box<dyn Connection>>>;
 }
+
+/// What a stream to the master is for that carries a connection to its API.
+pub const ALPN_API: &[u8] = b"pinnace-api/1";
+
+/// Answers questions for names, at the table's DNS addresses, port 53. The plane owns
+/// the sockets: it hands over what arrives, and sends the answers from the address
+/// that was asked.
+pub trait Names: Debug + Send + Sync + 'static {
+    /// Answers one datagram; `None` where it deserves no answer. The plane waits for
+    /// at most [`QUESTIONS_MAX`] answers at a time and drops what comes beyond.
+    fn datagram<'a>(
+        &'a self,
+        client: SocketAddr,
+        question: &'a [u8],
+    ) -> BoxFuture<'a, Option<Vec<u8>>>;
+
+    /// Answers what comes over one TCP connection, until it ends or idles too long.
+    fn stream(&self, client: SocketAddr, stream: Box<dyn Connection>) -> BoxFuture<'_, ()>;
+}
+
+/// Most questions in datagrams that wait for their answers.
+pub const QUESTIONS_MAX: usize = 1024;

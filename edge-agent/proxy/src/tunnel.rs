@@ -54,8 +54,8 @@ use tokio_util::task::TaskTracker;
 pub use self::choice::Lane;
 use self::choice::Timing;
 pub use self::guard::{Rejected, check};
-pub use self::identity::{Identity, IdentityError};
 use self::identity::Keys;
+pub use self::identity::{Identity, IdentityError};
 use self::peer::{Handle, Place};
 pub use self::relay::ALPN_RELAY;
 use crate::control::Path;
@@ -273,8 +273,7 @@ impl Tunnel {
         let mut peers = HashMap::new();
         for peer in &table.peers {
             let at = |&address| SocketAddr::new(address, peer.port);
-            let place =
-                Place { addresses: peer.addresses.iter().map(at).collect(), n_changes };
+            let place = Place { addresses: peer.addresses.iter().map(at).collect(), n_changes };
             let handle = match view.peers.get(&peer.name) {
                 Some(known) => {
                     known.handle.set_place(place);

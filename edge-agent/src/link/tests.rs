@@ -171,6 +171,7 @@ async fn a_set_that_changes_the_time_between_pings_is_followed_by_one_new_connec
         image_policies: Vec::new(),
         prepull: Vec::new(),
         remove_volumes: Vec::new(),
+        cluster: wire::network::ClusterV1::default(),
         ext: wire::Ext::default(),
     };
     let item =

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use futures::TryStreamExt;
-use rtnetlink::packet_route::address::AddressScope;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressScope};
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute};
 use rtnetlink::packet_route::route::RouteScope;
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
@@ -104,7 +104,7 @@ pub(super) async fn join(
             if let Some(stale) = stale {
                 host.remove(stale).await?;
             }
-            make_pair(host, namespace, name).await?;
+            make_pair(host, namespace, name, attachment.mtu).await?;
             let gone = || NetworkError::Io {
                 operation: format!("find the link {name}"),
                 source: std::io::ErrorKind::NotFound.into(),
@@ -145,18 +145,61 @@ async fn make_pair(
     host: &Netlink,
     namespace: BorrowedFd<'_>,
     name: &str,
+    mtu: Option<u32>,
 ) -> Result<(), NetworkError> {
-    let peer = LinkMessageBuilder::<LinkUnspec>::new()
+    let mut peer = LinkMessageBuilder::<LinkUnspec>::new()
         .name(POD_LINK.to_owned())
-        .setns_by_fd(namespace.as_raw_fd())
-        .build();
-    let pair = LinkMessageBuilder::<LinkVeth>::new(name, POD_LINK)
-        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
-        .build();
+        .setns_by_fd(namespace.as_raw_fd());
+    let mut pair = LinkMessageBuilder::<LinkVeth>::new(name, POD_LINK);
+    if let Some(mtu) = mtu {
+        (peer, pair) = (peer.mtu(mtu), pair.mtu(mtu));
+    }
+    let pair = pair.set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build()))).build();
     host.handle.link().add(pair).execute().await.map_err(failed("make the pod's link"))
 }
 
 /// Removes the node's end of a pod's link, and with it the pod's.
+/// The addresses of links whose names do not begin with `prefix`: global ones, sorted.
+pub(super) fn addresses(prefix: &str) -> Result<Vec<IpAddr>, NetworkError> {
+    runtime()?.block_on(async {
+        let host = Netlink::open()?;
+        let mut links = host.handle.link().get().execute();
+        let mut ours = Vec::new();
+        while let Some(link) = links.try_next().await.map_err(failed("list links"))? {
+            let is_ours = link.attributes.iter().any(|attribute| {
+                matches!(attribute, LinkAttribute::IfName(name) if name.starts_with(prefix))
+            });
+            if is_ours {
+                ours.push(link.header.index);
+            }
+        }
+        let mut all = host.handle.address().get().execute();
+        let mut found = Vec::new();
+        while let Some(one) = all.try_next().await.map_err(failed("list addresses"))? {
+            if one.header.scope != AddressScope::Universe || ours.contains(&one.header.index) {
+                continue;
+            }
+            found.extend(
+                one.attributes
+                    .iter()
+                    .find_map(|attribute| match attribute {
+                        AddressAttribute::Local(ip) => Some(*ip),
+                        _ => None,
+                    })
+                    .or_else(|| {
+                        one.attributes.iter().find_map(|attribute| match attribute {
+                            AddressAttribute::Address(ip) => Some(*ip),
+                            _ => None,
+                        })
+                    }),
+            );
+        }
+        found.sort_unstable();
+        found.dedup();
+        Ok(found)
+    })
+}
+
 pub(super) fn remove_host_link(name: &str) -> Result<(), NetworkError> {
     runtime()?.block_on(async {
         let host = Netlink::open()?;

@@ -109,6 +109,7 @@ fn pods_reach_each_other_the_node_and_beyond() {
         // A machine beyond the node, on a link that is none of ours.
         let out = paths(folder, "out");
         let beyond = Attachment {
+            mtu: None,
             host_link: "up0".into(),
             address: [192, 0, 2, 2].into(),
             gateway: [192, 0, 2, 1].into(),

@@ -22,6 +22,7 @@ fn item(uid: u8, generation: u64) -> ItemV1 {
         image_policies: Vec::new(),
         prepull: Vec::new(),
         remove_volumes: Vec::new(),
+        cluster: wire::network::ClusterV1::default(),
         ext: Vec::new(),
     };
     ItemV1 { uid: [uid; 16], generation, body: BodyV1::Node(config) }

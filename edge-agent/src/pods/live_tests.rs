@@ -299,6 +299,35 @@ async fn a_set_is_stored_made_so_and_reported() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_changes_in_the_network_alone_is_stored_later_and_when_the_agent_ends() {
+    let machine = Machine::new();
+    let mut agent = machine.agent();
+    let stored = |agent: &Agent| {
+        set::load(&machine.folders.set(), &agent.hooks.seal).unwrap().unwrap().revision
+    };
+    let send = |agent: &Agent, revision| {
+        let item = |uid, generation, body| ItemV1 { uid: [uid; 16], generation, body };
+        let items = vec![
+            item(1, 3, BodyV1::Pod(Box::new(named("one", 1)))),
+            item(9, revision, BodyV1::Service(Box::default())),
+        ];
+        agent.sets.send_replace(Some(Arc::new(SnapshotV1 { epoch: 1, revision, items })));
+    };
+    send(&agent, 5);
+    agent.until("applied", |agent| agent.applied == [5]).await;
+    send(&agent, 6);
+    agent.until("applied", |agent| agent.applied == [5, 6]).await;
+    assert_eq!(stored(&agent), 5);
+    agent.until("stored", |agent| agent.applied == [5, 6, 6]).await;
+    assert_eq!(stored(&agent), 6);
+    send(&agent, 7);
+    agent.until("applied", |agent| agent.applied.last() == Some(&7)).await;
+    let seal = Arc::clone(&agent.hooks.seal);
+    agent.end().await;
+    assert_eq!(set::load(&machine.folders.set(), &seal).unwrap().unwrap().revision, 7);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_restarted_agent_touches_nothing() {
     let machine = Machine::new();
     let mut agent = machine.agent();

@@ -12,6 +12,9 @@
 //!
 //! A set is stored before it counts as applied. If the disk is full, it is made
 //! so nevertheless, and storing it is tried again: the master hears of it later.
+//! Where only the cluster's network changed it is stored within [`STORE_LATE`]:
+//! any pod anywhere changes that, and flash has only so many writes. What a
+//! power cut takes of it the master sends again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -35,6 +38,8 @@ use crate::{id, logs, set};
 
 /// How long a full disk is left alone before the set is stored again.
 const STORE_AGAIN: Duration = Duration::from_secs(30);
+/// How long a change of the cluster's network alone may be kept in memory only.
+const STORE_LATE: Duration = Duration::from_secs(600);
 /// Messages of workers that wait for the owner, at most.
 const FROM_PODS_MAX: usize = 64;
 /// Evictions that wait for the owner, at most.
@@ -89,6 +94,9 @@ pub struct Owner {
     /// The static pods.
     local: BTreeMap<Uid, Desired>,
     unstored: Option<Arc<SnapshotV1>>,
+    /// When the set is to be stored that differs from the stored one in the cluster's
+    /// network only.
+    late: Option<tokio::time::Instant>,
     has_spoken: bool,
     /// The tokens of the pods.
     tokens: Arc<Table>,
@@ -126,6 +134,7 @@ impl Owner {
             set,
             local: BTreeMap::new(),
             unstored: None,
+            late: None,
             has_spoken: false,
             tokens: Arc::default(),
             shelf: None,
@@ -175,7 +184,10 @@ impl Owner {
             let again = self.unstored.is_some();
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => {
+                    self.store_late().await;
+                    return;
+                }
                 Some(message) = self.from_pods.1.recv() => self.hear(message).await,
                 Ok(()) = sets.changed() => {
                     let set = sets.borrow_and_update().clone();
@@ -193,6 +205,7 @@ impl Owner {
                         self.speak().await;
                     }
                 }
+                () = sleep_until(self.late) => self.store_late().await,
                 () = &mut first_word, if !self.has_spoken => self.speak().await,
                 () = tokio::time::sleep(STORE_AGAIN), if again => {
                     if let Some(set) = self.unstored.clone() {
@@ -251,7 +264,13 @@ impl Owner {
     }
 
     async fn apply(&mut self, set: Arc<SnapshotV1>) {
-        self.store(Arc::clone(&set)).await;
+        let is_same = self.set.as_deref().is_some_and(|before| has_same_own(before, &set));
+        if is_same && self.unstored.is_none() {
+            self.late.get_or_insert_with(|| tokio::time::Instant::now() + STORE_LATE);
+            self.tell(News::Applied(set.epoch, set.revision)).await;
+        } else {
+            self.store(Arc::clone(&set)).await;
+        }
         let before = self.set.replace(Arc::clone(&set));
         self.configure();
         self.make_so(&set, before.as_deref());
@@ -260,7 +279,17 @@ impl Owner {
         }
     }
 
+    /// Stores what was kept in memory only.
+    async fn store_late(&mut self) {
+        if self.late.is_some()
+            && let Some(set) = self.set.clone()
+        {
+            self.store(set).await;
+        }
+    }
+
     async fn store(&mut self, set: Arc<SnapshotV1>) {
+        self.late = None;
         let (path, bytes) = (self.hooks.folders.set(), Arc::clone(&set));
         let seal = Arc::clone(&self.hooks.seal);
         let stored = tokio::task::spawn_blocking(move || set::store(&path, &bytes, &seal))
@@ -301,6 +330,9 @@ impl Owner {
     }
 
     fn configure(&self) {
+        if let Some(set) = &self.set {
+            self.hooks.set_is(set);
+        }
         if let Some(config) = self.set.as_deref().and_then(set::node_config) {
             (self.configure)(config);
         }
@@ -411,6 +443,24 @@ impl Owner {
             }
         }
     }
+}
+
+async fn sleep_until(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether two sets of one store have the same items of the node's own.
+fn has_same_own(before: &SnapshotV1, after: &SnapshotV1) -> bool {
+    let own = |set: &SnapshotV1| {
+        let own = set.items.iter().filter(|item| !item.body.is_common());
+        let mut names: Vec<(Uid, u64)> = own.map(|item| (item.uid, item.generation)).collect();
+        names.sort_unstable();
+        names
+    };
+    before.epoch == after.epoch && own(before) == own(after)
 }
 
 /// The next table of tokens; waits for ever where none comes.

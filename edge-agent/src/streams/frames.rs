@@ -6,7 +6,9 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use wire::stream::{self, Frame, HEAD_BYTES, PING_SECONDS, SILENCE_SECONDS};
+use wire::command::StreamEndV1;
+use wire::stream::{self, DATA_BYTES_MAX, Frame, HEAD_BYTES, PING_SECONDS, SILENCE_SECONDS};
+use wire::usage::USAGE_BYTES_MAX;
 
 /// Frames that wait for the connection.
 const FRAMES_AHEAD: usize = 4;
@@ -73,4 +75,22 @@ pub(super) async fn finish(
     let rest = async { while !matches!(reader.read(&mut ignored).await, Ok(0) | Err(_)) {} };
     let _ = timeout(GOODBYE, rest).await;
     Ok(())
+}
+
+/// Sends one answer, whole or not at all, and its end.
+pub(super) async fn answer(
+    connection: impl AsyncRead + AsyncWrite + Unpin,
+    bytes: &[u8],
+) -> io::Result<()> {
+    let (mut reader, mut writer) = tokio::io::split(connection);
+    let end = if bytes.len() > USAGE_BYTES_MAX {
+        StreamEndV1::Failed(format!("the answer has {} bytes, too many", bytes.len()))
+    } else {
+        for piece in bytes.chunks(DATA_BYTES_MAX) {
+            write(&mut writer, &Frame::Stdout(piece.to_vec())).await?;
+        }
+        StreamEndV1::Done
+    };
+    write(&mut writer, &Frame::End(end)).await?;
+    finish(&mut reader, &mut writer).await
 }

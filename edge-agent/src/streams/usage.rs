@@ -14,10 +14,8 @@ use tokio::time::Instant;
 use runtime::cgroup::Hierarchies;
 use tokio::io::{AsyncRead, AsyncWrite};
 use wire::Uid;
-use wire::command::StreamEndV1;
 use wire::status::StateV1;
-use wire::stream::{DATA_BYTES_MAX, Frame};
-use wire::usage::{ContainerUseV1, PodUseV1, USAGE_BYTES_MAX, UsageV1, UseV1};
+use wire::usage::{ContainerUseV1, PodUseV1, UsageV1, UseV1};
 
 use super::frames;
 use crate::config::Folders;
@@ -37,22 +35,12 @@ pub(super) async fn serve(
     board: &Board,
     connection: impl AsyncRead + AsyncWrite + Unpin,
 ) -> io::Result<()> {
-    let (mut reader, mut writer) = tokio::io::split(connection);
     let running = running(folders, board);
     let (first, running) = take(running).await?;
     tokio::time::sleep(WINDOW).await;
     let (second, _) = take(running).await?;
     let bytes = postcard::to_stdvec(&usage(&first, &second)).map_err(io::Error::other)?;
-    let end = if bytes.len() > USAGE_BYTES_MAX {
-        StreamEndV1::Failed(format!("the answer has {} bytes, too many", bytes.len()))
-    } else {
-        for piece in bytes.chunks(DATA_BYTES_MAX) {
-            frames::write(&mut writer, &Frame::Stdout(piece.to_vec())).await?;
-        }
-        StreamEndV1::Done
-    };
-    frames::write(&mut writer, &Frame::End(end)).await?;
-    frames::finish(&mut reader, &mut writer).await
+    frames::answer(connection, &bytes).await
 }
 
 /// A container that runs: its pod, its name and the cgroup of its run.

@@ -23,6 +23,7 @@ mod printers;
 mod requests;
 mod resources;
 mod reviews;
+mod service_text;
 mod streams;
 mod table;
 mod watch;

@@ -8,8 +8,15 @@ use crate::object;
 use crate::status::{Cause, Status};
 
 /// Refuses a new object that cannot be, or returns what the user should know.
-pub(crate) fn create(resource: &Resource, object: &Value) -> Result<Vec<String>, Status> {
+///
+/// `refused` is what was found wrong before.
+pub(crate) fn create(
+    resource: &Resource,
+    object: &Value,
+    refused: Vec<FieldError>,
+) -> Result<Vec<String>, Status> {
     let mut errors = validation::create(resource, object);
+    errors.extend(refused);
     let unsupported = unsupported::check(resource, object);
     errors.extend(unsupported.refused);
     refuse(resource, object, &errors)?;
@@ -22,8 +29,10 @@ pub(crate) fn update(
     subresource: Option<&str>,
     new: &Value,
     old: &Value,
+    refused: Vec<FieldError>,
 ) -> Result<Vec<String>, Status> {
     let mut errors = validation::update(resource, subresource, old, new);
+    errors.extend(refused);
     let mut warnings = Vec::new();
     if matches!(subresource, None | Some("ephemeralcontainers")) {
         let unsupported = unsupported::check(resource, new);

@@ -18,6 +18,7 @@ mod delete;
 mod patch;
 
 mod read;
+mod service;
 mod subresource;
 mod token;
 mod update;
@@ -27,6 +28,7 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use api::resource::{Resource, Storage, Verb};
+use api::service::Ranges;
 use bytes::Bytes;
 use serde_json::Value;
 use store::{Store, StoreError, Versioned};
@@ -61,6 +63,7 @@ struct Inner {
     streams: OnceLock<Arc<dyn StreamSource>>,
     tokens: OnceLock<TokenIssuer>,
     measured: OnceLock<Arc<dyn MeasuredSource>>,
+    services: OnceLock<Ranges>,
 }
 
 impl fmt::Debug for Api {
@@ -142,6 +145,7 @@ impl Api {
                 streams: OnceLock::new(),
                 tokens: OnceLock::new(),
                 measured: OnceLock::new(),
+                services: OnceLock::new(),
             }),
         }
     }

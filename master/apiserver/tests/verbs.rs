@@ -144,7 +144,8 @@ async fn what_a_pod_asks_for_in_vain_is_refused_or_told() {
     object["spec"]["hostUsers"] = json!(false);
     assert_eq!(create(&api, &who, "Pod", object).await.unwrap_err().code(), 422);
     let mut object = pod("port");
-    object["spec"]["containers"][0]["ports"] = json!([{"containerPort": 80, "hostPort": 80}]);
+    object["spec"]["containers"][0]["resizePolicy"] =
+        json!([{"resourceName": "cpu", "restartPolicy": "NotRequired"}]);
     let written = create(&api, &who, "Pod", object).await.unwrap();
     assert_eq!(written.warnings.len(), 1, "{:?}", written.warnings);
     let events = api.list(&who, kind("Event"), "default", &ListOptions::default()).unwrap();

@@ -330,5 +330,8 @@ pub mod kinds {
         volumes: "" "PersistentVolume",
         claims: "" "PersistentVolumeClaim",
         storage_classes: "storage.k8s.io" "StorageClass",
+        services: "" "Service",
+        endpoints: "" "Endpoints",
+        endpoint_slices: "discovery.k8s.io" "EndpointSlice",
     }
 }

@@ -15,17 +15,19 @@ use crate::image::{self, ImageResolver, Settled};
 use crate::node_lifecycle::{self, NodeLiveness};
 use crate::projection::{Deployment, Meta, Namespace, Node, Pod, ReplicaSet};
 use crate::{
-    deployment, namespace, node_cidr, pod_cleanup, replica_set, root_ca, runner, scheduler_loop,
-    service_account, volumes,
+    cluster_services, deployment, namespace, node_cidr, pod_cleanup, replica_set, root_ca, runner,
+    scheduler_loop, service_account, service_endpoints, volumes,
 };
 
 /// What may be set.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Config {
     /// How nodes are judged.
     pub nodes: node_lifecycle::Config,
     /// Where the nodes' pod addresses come from.
     pub pod_network: node_cidr::Config,
+    /// Where the API is, and addresses of Services come from.
+    pub services: cluster_services::Config,
 }
 
 /// What the controllers work with.
@@ -60,6 +62,8 @@ pub struct Fleet {
     pub replica_sets: Cache<ReplicaSet>,
     /// Persistent volumes, their claims and classes, and the pods and nodes beside them.
     pub storage: volumes::Caches,
+    /// Services, what is behind them, and the pods and nodes beside them.
+    pub services: service_endpoints::Caches,
     /// For events of other parts of the master.
     pub recorder: Recorder,
 }
@@ -83,6 +87,13 @@ impl Fleet {
                 pods: pods.clone(),
                 nodes: nodes.clone(),
             },
+            services: service_endpoints::Caches {
+                services: Cache::new(kinds::services()),
+                slices: Cache::new(kinds::endpoint_slices()),
+                endpoints: Cache::new(kinds::endpoints()),
+                pods: pods.clone(),
+                nodes: nodes.clone(),
+            },
             pods,
             nodes,
             namespaces: Cache::new(kinds::namespaces()),
@@ -101,6 +112,9 @@ impl Fleet {
         start.follow(&fleet.storage.volumes);
         start.follow(&fleet.storage.claims);
         start.follow(&fleet.storage.classes);
+        start.follow(&fleet.services.services);
+        start.follow(&fleet.services.slices);
+        start.follow(&fleet.services.endpoints);
         let (sources, accounts, maps) = start.sources();
         start.replica_sets(&sources);
         start.deployments(&sources);
@@ -108,6 +122,7 @@ impl Fleet {
         start.namespaces(&sources, accounts, &maps);
         start.garbage(&sources);
         start.volumes(&sources);
+        start.services(&sources);
         start.scheduling(&sources);
         fleet
     }
@@ -141,6 +156,9 @@ impl<C: Cluster, L: NodeLiveness, R: ImageResolver> Start<'_, C, L, R> {
             Box::new(fleet.storage.volumes.clone()),
             Box::new(fleet.storage.claims.clone()),
             Box::new(fleet.storage.classes.clone()),
+            Box::new(fleet.services.services.clone()),
+            Box::new(fleet.services.slices.clone()),
+            Box::new(fleet.services.endpoints.clone()),
         ];
         let accounts = Cache::new(kinds::service_accounts());
         self.follow(&accounts);
@@ -324,6 +342,31 @@ impl<C: Cluster, L: NodeLiveness, R: ImageResolver> Start<'_, C, L, R> {
         self.run("volumes", config, sources, receiver, move |key: volumes::Key| {
             let controller = Arc::clone(&controller);
             async move { controller.reconcile(&key).await }
+        });
+    }
+
+    fn services(&self, sources: &Sources) {
+        let caches = &self.fleet.services;
+        let (sender, receiver) = runner::queue();
+        let members = service_endpoints::feed(caches, &sender);
+        let controller = Arc::new(service_endpoints::Controller::new(
+            Arc::clone(&self.parts.cluster),
+            caches.clone(),
+            members,
+        ));
+        let config = runner::Config::default();
+        self.run("service_endpoints", config, sources, receiver, move |key: api::ObjectKey| {
+            let controller = Arc::clone(&controller);
+            async move { controller.reconcile(&key).await }
+        });
+
+        let (sender, receiver) = runner::queue();
+        cluster_services::feed(&caches.services, &caches.slices, &caches.endpoints, &sender);
+        let (cluster, own) =
+            (Arc::clone(&self.parts.cluster), Arc::new(self.parts.config.services.clone()));
+        self.run("cluster_services", config, sources, receiver, move |wanted| {
+            let (cluster, own) = (Arc::clone(&cluster), Arc::clone(&own));
+            async move { cluster_services::reconcile(&*cluster, &own, wanted).await }
         });
     }
 

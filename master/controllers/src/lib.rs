@@ -15,6 +15,7 @@
 pub mod cache;
 pub mod clock;
 pub mod cluster;
+pub mod cluster_services;
 pub mod deployment;
 pub mod events;
 pub mod fake;
@@ -32,6 +33,7 @@ pub mod root_ca;
 pub mod runner;
 pub mod scheduler_loop;
 pub mod service_account;
+pub mod service_endpoints;
 #[cfg(test)]
 mod testing;
 pub mod volumes;

@@ -9,6 +9,7 @@
 mod intern;
 mod node;
 mod pod;
+mod service;
 mod storage;
 mod workload;
 
@@ -20,6 +21,9 @@ use api::{ObjectKey, Value, meta};
 pub use intern::{intern, intern_demand};
 pub use node::{Node, labels};
 pub use pod::{Phase, Pod, RUNTIME_CLASS_OCI, RUNTIME_CLASS_WASM, Runtime};
+pub use service::{
+    Balancer, Endpoint, EndpointPort, Reach, SLICE_MANAGER, Service, ServicePort, Slice, Target,
+};
 pub use storage::{Claim, Class, Holder, Volume};
 pub(crate) use workload::own_annotation;
 pub use workload::{Deployment, ReplicaSet, annotations, digest, template_digest};
@@ -47,6 +51,8 @@ pub enum Term {
     Image(Arc<str>),
     /// Pods that use a claim, and the volume that names it.
     Claim(ObjectKey),
+    /// Services of a namespace whose pods all have this label with this value.
+    Selects(Arc<str>, Arc<str>, Arc<str>),
 }
 
 /// Labels, sorted by key.

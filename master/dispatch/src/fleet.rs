@@ -9,17 +9,20 @@ use std::time::Duration;
 
 use wire::account::PodTokensV1;
 use wire::command::CommandV1;
-use wire::set::SnapshotV1;
+use wire::set::{ItemV1, SnapshotV1};
 use wire::topic::{Channel, Topic};
 use wire::{Epoch, Uid};
 
-use crate::desired::SetError;
+use crate::desired::{Common, SetError};
 use crate::node::{NodeDispatcher, NotConnected, Output, ReceiveError};
 
 /// The master's half of the protocol with all nodes.
 #[derive(Debug)]
 pub struct Dispatcher {
     epoch: Epoch,
+    common: Arc<Common>,
+    /// Newest revision of any set.
+    newest: u64,
     nodes: HashMap<Arc<str>, Slot>,
     touched: BTreeSet<Arc<str>>,
     due: BTreeSet<(Duration, Arc<str>)>,
@@ -35,7 +38,14 @@ impl Dispatcher {
     /// No node yet. `epoch` is the identity of the store.
     #[must_use]
     pub fn new(epoch: Epoch) -> Self {
-        Self { epoch, nodes: HashMap::new(), touched: BTreeSet::new(), due: BTreeSet::new() }
+        Self {
+            epoch,
+            common: Arc::default(),
+            newest: 0,
+            nodes: HashMap::new(),
+            touched: BTreeSet::new(),
+            due: BTreeSet::new(),
+        }
     }
 
     /// Takes the newest set of `node`; false where it has the same items as before.
@@ -43,7 +53,30 @@ impl Dispatcher {
     /// # Errors
     /// As [`crate::desired::DesiredSet::replace`].
     pub fn set(&mut self, node: &str, set: &SnapshotV1) -> Result<bool, SetError> {
-        self.touch(node).set(set)
+        let dispatcher = self.touch(node);
+        let taken = dispatcher.set(set);
+        let revision = dispatcher.revision();
+        self.newest = self.newest.max(revision);
+        taken
+    }
+
+    /// Takes the newest items that every node has; false where they are the same as
+    /// before.
+    ///
+    /// # Errors
+    /// As [`Common::replaced`], and where a set has that revision already.
+    pub fn set_common(&mut self, items: &[ItemV1], revision: u64) -> Result<bool, SetError> {
+        let Some(common) = self.common.replaced(items, revision)? else { return Ok(false) };
+        if revision <= self.newest {
+            return Err(SetError::SameRevision(revision));
+        }
+        self.newest = revision;
+        self.common = Arc::new(common);
+        for (name, slot) in &mut self.nodes {
+            slot.node.set_common(&self.common);
+            self.touched.insert(name.clone());
+        }
+        Ok(true)
     }
 
     /// Takes a message that arrived on `topic`.
@@ -154,11 +187,12 @@ impl Dispatcher {
             None => Arc::from(node),
         };
         self.touched.insert(name.clone());
-        let epoch = self.epoch;
-        let slot = self
-            .nodes
-            .entry(name)
-            .or_insert_with(|| Slot { node: NodeDispatcher::new(epoch), due: None });
+        let (epoch, common) = (self.epoch, &self.common);
+        let slot = self.nodes.entry(name).or_insert_with(|| {
+            let mut node = NodeDispatcher::new(epoch);
+            node.set_common(common);
+            Slot { node, due: None }
+        });
         &mut slot.node
     }
 }

@@ -37,9 +37,8 @@ pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
 }
 
-/// The digest that a hello carries: SHA-256 of [`wire::set::digest_input`], cut.
+/// The digest that a hello carries.
 #[must_use]
 pub fn set_digest(items: &[wire::set::ItemV1]) -> [u8; 16] {
-    let digest = sha256(&wire::set::digest_input(items));
-    digest[..16].try_into().expect("32 bytes have 16")
+    wire::set::set_digest(items, sha256)
 }

@@ -12,6 +12,7 @@
 //! "up to date", a delta where [`DesiredSet`] still knows what changed, or the
 //! whole set, in parts where it is large.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use wire::account::{PODS_MAX, PodTokensV1, TokensV1, TokensWantedV1};
@@ -25,7 +26,7 @@ use wire::topic::Channel;
 use wire::{Epoch, PROTOCOL_VERSION, Uid};
 
 use crate::boots::{Boots, Heard};
-use crate::desired::{DesiredSet, SetError};
+use crate::desired::{Common, DesiredSet, SetError};
 
 /// First wait for a set to be shown as applied, doubled to at most [`RESEND_MAX`].
 pub const RESEND_FIRST: Duration = Duration::from_secs(15);
@@ -173,6 +174,8 @@ pub struct NotConnected;
 pub struct NodeDispatcher {
     epoch: Epoch,
     set: Option<DesiredSet>,
+    /// What every node has, for the set that is still to come.
+    common: Arc<Common>,
     /// Whether this run has sent a set: then no other revision may be adopted.
     sent: bool,
     boots: Boots,
@@ -230,6 +233,7 @@ impl NodeDispatcher {
         Self {
             epoch,
             set: None,
+            common: Arc::default(),
             sent: false,
             boots: Boots::default(),
             boot: None,
@@ -252,8 +256,23 @@ impl NodeDispatcher {
         if let Some(desired) = &mut self.set {
             return desired.replace(set);
         }
-        self.set = Some(DesiredSet::new(set)?);
+        self.set = Some(DesiredSet::new(set, Arc::clone(&self.common))?);
         Ok(true)
+    }
+
+    /// Takes the newest items that every node has. Their revision must be above that of
+    /// every set.
+    pub fn set_common(&mut self, common: &Arc<Common>) {
+        self.common = Arc::clone(common);
+        if let Some(set) = &mut self.set {
+            set.set_common(common);
+        }
+    }
+
+    /// The revision of the newest set; 0 where there is none.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.set.as_ref().map_or(0, DesiredSet::revision)
     }
 
     /// The connection ended. Whatever was on the way is forgotten.

@@ -12,7 +12,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use wire::{ALPN_BLOB, ALPN_RELAY, ALPN_STREAM};
+use wire::{ALPN_API, ALPN_BLOB, ALPN_RELAY, ALPN_STREAM};
 
 use crate::connection;
 use crate::hub::Hub;
@@ -118,6 +118,7 @@ impl Acceptor {
         let kind = match tls.alpn_protocol() {
             Some(name) if name == ALPN_BLOB => Some(StreamKind::Blob),
             Some(name) if name == ALPN_STREAM => Some(StreamKind::Stream),
+            Some(name) if name == ALPN_API => Some(StreamKind::Api),
             Some(name) if name == ALPN_RELAY => Some(StreamKind::Relay),
             _ => None,
         };

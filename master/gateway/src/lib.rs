@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | ALPN none or `mqtt`, certificate of a node | MQTT 3.1.1 and 5, that node's own topics |
 //! | ALPN none or `mqtt`, no certificate | MQTT, the two enrolment topics of its client id |
-//! | ALPN `pinnace-blob/1`, `pinnace-stream/1`, `pinnace-relay/1`, certificate of a node | the bare connection, as [`GatewayEvent::Stream`] |
+//! | ALPN `pinnace-blob/1`, `pinnace-stream/1`, `pinnace-api/1`, `pinnace-relay/1`, certificate of a node | the bare connection, as [`GatewayEvent::Stream`] |
 //!
 //! It is no general broker. Every message goes from a node to the master or back,
 //! so there are no retained messages, no stored sessions, no QoS 2 and no routing
@@ -224,6 +224,8 @@ pub enum StreamKind {
     Blob,
     /// `pinnace-stream/1`
     Stream,
+    /// `pinnace-api/1`
+    Api,
     /// `pinnace-relay/1`
     Relay,
 }

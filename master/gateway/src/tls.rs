@@ -7,7 +7,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::time_provider::TimeProvider;
 use rustls::{RootCertStore, ServerConfig};
-use wire::{ALPN_BLOB, ALPN_MQTT, ALPN_RELAY, ALPN_STREAM};
+use wire::{ALPN_API, ALPN_BLOB, ALPN_MQTT, ALPN_RELAY, ALPN_STREAM};
 
 /// The system's clock, but never earlier than a time that is known to be past:
 /// a board without a battery starts in 1970, and every certificate would be "not
@@ -62,7 +62,7 @@ pub fn server_config(
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain, key)?;
-    let names = [ALPN_MQTT, ALPN_BLOB, ALPN_STREAM, ALPN_RELAY];
+    let names = [ALPN_MQTT, ALPN_BLOB, ALPN_STREAM, ALPN_API, ALPN_RELAY];
     config.alpn_protocols = names.iter().map(|name| name.to_vec()).collect();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;

@@ -52,6 +52,17 @@ pub(super) fn set_storage_folder(node: &mut Value, info: &NodeInfoV1) -> bool {
     true
 }
 
+/// Says where the node listens for the others; whether that is new.
+pub(super) fn set_tunnel_port(node: &mut Value, info: &NodeInfoV1) -> bool {
+    let port = info.tunnel_port.to_string();
+    let known = meta::annotation(node, lower::network::TUNNEL_PORT).unwrap_or("0");
+    if known == port {
+        return false;
+    }
+    meta::set_annotation(node, lower::network::TUNNEL_PORT, &port);
+    true
+}
+
 /// The Node's status after a hello at `now`.
 pub(super) fn status(node: &Value, info: &NodeInfoV1, now: Timestamp) -> Value {
     let old = &node["status"];
@@ -88,6 +99,11 @@ pub(super) fn status(node: &Value, info: &NodeInfoV1, now: Timestamp) -> Value {
     let mut addresses = Vec::new();
     if !info.address.is_empty() {
         addresses.push(json!({"type": "InternalIP", "address": info.address}));
+    }
+    let others =
+        info.more_addresses.iter().take(wire::node::ADDRESSES_MAX).map(ToString::to_string);
+    for address in others.filter(|address| *address != info.address) {
+        addresses.push(json!({"type": "InternalIP", "address": address}));
     }
     addresses.push(json!({"type": "Hostname", "address": info.hostname}));
     status.insert("addresses".to_owned(), Value::Array(addresses));

@@ -33,6 +33,18 @@ impl Nodes for Played {
             self.answers.get(node).cloned().ok_or_else(|| Status::unavailable("away"))
         })
     }
+
+    fn paths<'a>(&'a self, node: &'a str) -> BoxFuture<'a, Result<PathsV1, Status>> {
+        Box::pin(async move {
+            if self.silent.contains(node) {
+                std::future::pending::<()>().await;
+            }
+            let path = PathV1 { peer: "other".into(), rtt_us: 7, ..PathV1::default() };
+            let paths = PathsV1 { paths: vec![path], ..PathsV1::default() };
+            let is_known = self.answers.contains_key(node);
+            is_known.then_some(paths).ok_or_else(|| Status::unavailable("away"))
+        })
+    }
 }
 
 struct World {
@@ -193,4 +205,27 @@ fn quantities_are_canonical() {
         assert_eq!(cpu(nanocores), expected);
     }
     assert_eq!([window(1000), window(1), window(20_500)], ["1s", "0.001s", "20.5s"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn paths_are_those_that_nodes_name_now_and_silent_nodes_are_left_out() {
+    let world = World::new().await;
+    for node in ["a", "gone", "silent"] {
+        world.node(node).await;
+    }
+    let answers = [("a".to_owned(), answer(&[]))].into();
+    let silent = ["silent".to_owned()].into();
+    let nodes = Arc::new(Played { answers, silent, ..Played::default() });
+    let usage = Usage::new(world.api.clone(), nodes);
+    let request = MeasuredRequest {
+        resource: by_plural("net.pinnace.io", "v1", "nodepaths").unwrap(),
+        ..request("nodes", "", "")
+    };
+    let told = usage.measure(request).await.unwrap();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(
+        (&told[0]["kind"], &told[0]["metadata"]["name"]),
+        (&json!("NodePaths"), &json!("a"))
+    );
+    assert_eq!(told[0]["paths"][0]["rttMicroseconds"], 7);
 }

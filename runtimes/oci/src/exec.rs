@@ -299,14 +299,19 @@ impl Plan {
     }
 }
 
-/// Undoes what Rust's runtime did to this process, and a program would inherit:
-/// SIGPIPE ignored, so that the writers of a pipe never end.
+/// No signal is ignored: a program would inherit that. Rust's runtime ignores SIGPIPE,
+/// so that the writers of a pipe never end, and whoever starts an agent with
+/// `nohup` SIGHUP, so that a terminal never hangs up.
 ///
 /// # Errors
 /// Never, on Linux.
 pub(crate) fn reset_signals() -> nix::Result<()> {
-    // SAFETY: the default disposition is no function of ours.
-    unsafe { nix::sys::signal::signal(Signal::SIGPIPE, SigHandler::SigDfl) }.map(drop)
+    let unchangeable = [Signal::SIGKILL, Signal::SIGSTOP];
+    for signal in Signal::iterator().filter(|signal| !unchangeable.contains(signal)) {
+        // SAFETY: the default disposition is no function of ours.
+        unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }?;
+    }
+    Ok(())
 }
 
 /// Makes them the standard streams of this process.

@@ -73,7 +73,7 @@ impl Failure {
 
 impl Confined {
     fn confine(&self) -> Result<(), String> {
-        crate::exec::reset_signals().map_err(|error| format!("reset SIGPIPE: {error}"))?;
+        crate::exec::reset_signals().map_err(|error| format!("reset signals: {error}"))?;
         let filter = || match &self.filter {
             Some(filter) => {
                 seccomp::install(filter).map_err(|error| format!("set the seccomp filter: {error}"))

@@ -239,6 +239,7 @@ fn config() -> ItemV1 {
         image_policies: Vec::new(),
         prepull: Vec::new(),
         remove_volumes: Vec::new(),
+        cluster: wire::network::ClusterV1::default(),
         ext: Vec::new(),
     };
     ItemV1 { uid: [0; 16], generation: 1, body: BodyV1::Node(config) }

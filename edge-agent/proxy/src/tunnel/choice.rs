@@ -324,7 +324,12 @@ impl Choice {
     }
 
     /// A way is there: by attempt `number`, or the peer dialled.
-    pub(super) fn connected(&mut self, now: Duration, number: Option<u32>, way: Way) -> Vec<Action> {
+    pub(super) fn connected(
+        &mut self,
+        now: Duration,
+        number: Option<u32>,
+        way: Way,
+    ) -> Vec<Action> {
         let mut is_slower = false;
         if number.is_some() {
             // Two addresses of one lane: by the round trip.

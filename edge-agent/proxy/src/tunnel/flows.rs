@@ -10,9 +10,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::Core;
 use super::guard;
 use super::peer::Handle;
-use super::preface::{
-    Answer, decode_datagram, read_answer, read_flow, write_answer, write_flow,
-};
+use super::preface::{Answer, decode_datagram, read_answer, read_flow, write_answer, write_flow};
 use super::pump::pump;
 use super::session::{Counted, Session};
 use crate::links::{Connection, Flow};

@@ -61,10 +61,7 @@ fn is_in(nets: &[Net], address: IpAddr) -> bool {
 /// An address that one host has, and that is not this host by nature.
 fn is_usable(address: IpAddr) -> bool {
     let is_broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
-    !address.is_loopback()
-        && !address.is_unspecified()
-        && !address.is_multicast()
-        && !is_broadcast
+    !address.is_loopback() && !address.is_unspecified() && !address.is_multicast() && !is_broadcast
 }
 
 #[cfg(test)]

@@ -122,10 +122,7 @@ impl Keys {
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))
-            .with_client_auth_cert(
-                self.identity.chain.clone(),
-                self.identity.key.clone_key(),
-            )?;
+            .with_client_auth_cert(self.identity.chain.clone(), self.identity.key.clone_key())?;
         config.alpn_protocols = vec![ALPN_LINK.to_vec()];
         config.resumption = rustls::client::Resumption::disabled();
         config.enable_sni = false;
@@ -164,9 +161,7 @@ impl Refusal {
             rustls::Error::InvalidCertificate(
                 CertificateError::Expired | CertificateError::ExpiredContext { .. },
             ) => "its certificate has expired (or this board's clock is ahead)".into(),
-            rustls::Error::InvalidCertificate(CertificateError::Other(other)) => {
-                other.to_string()
-            }
+            rustls::Error::InvalidCertificate(CertificateError::Other(other)) => other.to_string(),
             other => other.to_string(),
         };
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);

@@ -134,11 +134,7 @@ impl Handle {
     }
 
     /// A link to the peer, none of `not`; waits until there is one.
-    pub(super) async fn session(
-        &self,
-        not: &[u64],
-        deadline: Instant,
-    ) -> io::Result<Arc<Session>> {
+    pub(super) async fn session(&self, not: &[u64], deadline: Instant) -> io::Result<Arc<Session>> {
         let mut reach = self.reach.clone();
         loop {
             let now = reach.borrow_and_update().clone();
@@ -443,10 +439,9 @@ impl Task {
         let is_new = self.reached.send_if_modified(|old| {
             let is_same = match (&*old, &new) {
                 (Reach::Idle, Reach::Idle) | (Reach::Trying, Reach::Trying) => true,
-                (
-                    Reach::Up { session: a, why: why_a },
-                    Reach::Up { session: b, why: why_b },
-                ) => Arc::ptr_eq(a, b) && why_a == why_b,
+                (Reach::Up { session: a, why: why_a }, Reach::Up { session: b, why: why_b }) => {
+                    Arc::ptr_eq(a, b) && why_a == why_b
+                }
                 (Reach::Down { until: a, .. }, Reach::Down { until: b, .. }) => a == b,
                 _ => false,
             };

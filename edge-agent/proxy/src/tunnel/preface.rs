@@ -221,8 +221,7 @@ mod tests {
     async fn the_layout_is_fixed_and_another_version_is_refused() {
         let mut bytes = Vec::new();
         write_flow(&mut bytes, &flows()[0]).await.unwrap();
-        let expected =
-            [1, 16, 1, 0, 10, 42, 1, 2, 0xc0, 0xb8, 2, 0, 10, 42, 2, 3, 53, 1];
+        let expected = [1, 16, 1, 0, 10, 42, 1, 2, 0xc0, 0xb8, 2, 0, 10, 42, 2, 3, 53, 1];
         assert_eq!(bytes, expected);
         bytes[0] = 2;
         let problem = read_flow(&mut bytes.as_slice()).await.unwrap_err();

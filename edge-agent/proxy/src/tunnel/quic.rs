@@ -227,9 +227,7 @@ impl Quic {
 
     pub(super) fn send_datagram(&self, bytes: Vec<u8>) -> bool {
         match self.connection.max_datagram_size() {
-            Some(max) if bytes.len() <= max => {
-                self.connection.send_datagram(bytes.into()).is_ok()
-            }
+            Some(max) if bytes.len() <= max => self.connection.send_datagram(bytes.into()).is_ok(),
             _ => bytes.len() <= DATAGRAM_BYTES_MAX && self.long.try_send(bytes).is_ok(),
         }
     }

@@ -150,8 +150,7 @@ impl Session {
 }
 
 async fn in_time(hello: impl Future<Output = io::Result<Stream>>) -> io::Result<Stream> {
-    let late =
-        |_elapsed| io::Error::new(io::ErrorKind::TimedOut, "it does not say hello in time");
+    let late = |_elapsed| io::Error::new(io::ErrorKind::TimedOut, "it does not say hello in time");
     timeout(HELLO_TIMEOUT, hello).await.map_err(late)?
 }
 

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use harness::{
-    BREAK, COUNT, Ca, Cable, ECHO, Master, Node, PATIENCE, REFUSED, Setup, TALLY, echo, firewall, flow,
-    inside, introduce, open, path, table_node, until,
+    BREAK, COUNT, Ca, Cable, ECHO, Master, Node, PATIENCE, REFUSED, Setup, TALLY, echo, firewall,
+    flow, inside, introduce, open, path, table_node, until,
 };
 use proxy::links::{Flow, Links};
 use proxy::table::{Protocol, Table};
@@ -129,11 +129,8 @@ async fn a_node_speaks_for_its_own_pods_only() {
     until("all are counted", || (b.tunnel.n_rejected() == 12).then_some(())).await;
     assert!(b.pods.datagrams.lock().unwrap().is_empty());
     // From outside through a port of the node, and from the node itself.
-    let outside = Flow {
-        source: "203.0.113.7:5".parse().unwrap(),
-        is_external: true,
-        ..flow(1, 2, REFUSED)
-    };
+    let outside =
+        Flow { source: "203.0.113.7:5".parse().unwrap(), is_external: true, ..flow(1, 2, REFUSED) };
     let own = Flow { source: "127.0.0.1:5".parse().unwrap(), ..flow(1, 2, REFUSED) };
     for allowed in [outside, own] {
         let problem = a.tunnel.open("node-2", allowed).await.err().unwrap();

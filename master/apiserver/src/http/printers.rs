@@ -8,7 +8,7 @@ use api::time;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::pod_text;
+use super::{pod_text, service_text};
 use crate::object::{at, meta, text};
 
 /// A column of a table.
@@ -346,6 +346,47 @@ const STORAGE_CLASS: Printer = Printer {
     },
 };
 
+const SERVICE: Printer = Printer {
+    columns: &[
+        NAME,
+        column("Type", "How the service is reached."),
+        column("Cluster-IP", "The address of the service inside the cluster."),
+        column("External-IP", "The addresses of the service outside of the cluster."),
+        column("Port(s)", "The ports of the service, and those of nodes behind a colon."),
+        AGE,
+        wide("Selector", "Labels of the pods behind the service."),
+    ],
+    cells: service_text::service,
+};
+
+const ENDPOINTS: Printer = Printer {
+    columns: &[NAME, column("Endpoints", "Addresses and ports behind the service."), AGE],
+    cells: service_text::endpoints,
+};
+
+const ENDPOINT_SLICE: Printer = Printer {
+    columns: &[
+        NAME,
+        column("AddressType", "What the addresses are."),
+        column("Ports", "Ports that every address in this slice has."),
+        column("Endpoints", "Addresses in this slice."),
+        AGE,
+    ],
+    cells: service_text::slice,
+};
+
+const NETWORK_POLICY: Printer = Printer {
+    columns: &[NAME, column("Pod-Selector", "Which pods the policy is about."), AGE],
+    cells: |policy, now| {
+        let shown = match LabelSelector::from_object(&policy["spec"]["podSelector"]) {
+            Ok(selector) if selector.is_empty() => NONE.to_owned(),
+            Ok(selector) => selector.to_string(),
+            Err(_) => "<error>".to_owned(),
+        };
+        json!([meta(policy, "name"), shown, age(policy, now)])
+    },
+};
+
 const LEASE: Printer = Printer {
     columns: &[NAME, column("Holder", "Who holds it."), AGE],
     cells: |lease, now| {
@@ -375,6 +416,10 @@ pub(super) fn printer(resource: &Resource) -> &'static Printer {
         ("", "PersistentVolume") => &PERSISTENT_VOLUME,
         ("", "PersistentVolumeClaim") => &PERSISTENT_VOLUME_CLAIM,
         ("storage.k8s.io", "StorageClass") => &STORAGE_CLASS,
+        ("", "Service") => &SERVICE,
+        ("", "Endpoints") => &ENDPOINTS,
+        ("discovery.k8s.io", "EndpointSlice") => &ENDPOINT_SLICE,
+        ("networking.k8s.io", "NetworkPolicy") => &NETWORK_POLICY,
         _ => &OTHER,
     }
 }
@@ -414,7 +459,7 @@ fn human_duration(seconds: i64) -> String {
     }
 }
 
-fn age(object: &Value, now: Timestamp) -> String {
+pub(super) fn age(object: &Value, now: Timestamp) -> String {
     since(meta(object, "creationTimestamp"), now)
 }
 

@@ -22,6 +22,7 @@ impl Api {
     /// # Errors
     /// What the store says.
     pub async fn bootstrap(&self) -> Result<(), Status> {
+        self.repair_reservations().await?;
         let who = Identity::master("pinnace:master");
         let namespaces = resource::by_kind("", "Namespace").expect("in the table of resources");
         let options = WriteOptions::by("pinnace-master");

@@ -5,7 +5,7 @@ use api::{defaults, names, strategy};
 use serde_json::Value;
 use store::{Expect, StoreError, Write};
 
-use super::{Api, Target, Written, admission, store_error, stored};
+use super::{Api, Target, Written, admission, service, store_error, stored};
 use crate::identity::Identity;
 use crate::managed;
 use crate::object::{self, Encoded};
@@ -83,6 +83,9 @@ impl Api {
             };
             match self.create_named(who, target, new, options).await {
                 Err(Conflict::Exists) if generated && attempt < NAME_TRIES => {}
+                // What was chosen for it was taken meanwhile.
+                Err(Conflict::Taken) if attempt < service::TRIES => {}
+                Err(Conflict::Taken) => return Err(Status::modified(resource, target.name)),
                 Err(Conflict::Exists) => {
                     let name = object::meta(&object, "name");
                     return Err(Status::already_exists(resource, name));
@@ -113,7 +116,8 @@ impl Api {
         defaults::apply(resource, &mut object);
         object::set_type(&mut object, resource);
         let mut warnings = warnings.to_vec();
-        warnings.extend(validate::create(resource, &object).map_err(Conflict::Other)?);
+        let refused = self.prepare_service(resource, None, &mut object);
+        warnings.extend(validate::create(resource, &object, refused).map_err(Conflict::Other)?);
         admission::admit_node(who, target, None, &object).map_err(Conflict::Other)?;
         self.admit_runtime_class(target, &object).map_err(Conflict::Other)?;
         warnings
@@ -127,6 +131,7 @@ impl Api {
 
         let name = object::meta(&object, "name").to_owned();
         let key = resource.key(target.namespace, &name);
+        let reservations = self.allocate(target, None, &mut object).map_err(Conflict::Other)?;
         if options.dry_run {
             let exists =
                 self.inner.store.get(&key).map_err(|e| Conflict::Other(store_error(&e)))?;
@@ -143,11 +148,15 @@ impl Api {
         if (resource.group, resource.kind) == ("", "Namespace") {
             writes.push(admission::default_account(&name));
         }
+        writes.extend(reservations);
         match self.inner.store.write(writes).await {
             Ok(revision) => {
                 Ok(Written { object: encoded.render(revision), created: true, warnings })
             }
             Err(StoreError::Conflict { key: taken, .. }) if taken == key => Err(Conflict::Exists),
+            Err(StoreError::Conflict { key, .. }) if service::is_reservation(&key) => {
+                Err(Conflict::Taken)
+            }
             Err(error) => Err(Conflict::Other(store_error(&error))),
         }
     }
@@ -166,6 +175,8 @@ struct New<'a> {
 
 enum Conflict {
     Exists,
+    /// An address or port that it was given is another's by now.
+    Taken,
     Other(Status),
 }
 

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use store::{Expect, StoreError, Versioned, Write};
 
 use super::update::{check_uid, is_finished};
-use super::{Api, CONFLICT_TRIES, Target, store_error, stored};
+use super::{Api, CONFLICT_TRIES, Target, service, store_error, stored};
 use crate::identity::Identity;
 use crate::object::{self, Encoded};
 use crate::options::{DeleteOptions, Propagation};
@@ -107,7 +107,11 @@ impl Api {
                 let rendered = Arc::clone(&encoded);
                 Write::put_with(stored.key, expect, move |revision| rendered.render(revision))
             };
-            match self.inner.store.write(vec![write]).await {
+            let mut writes = vec![write];
+            if finished {
+                writes.extend(service::release(target.resource, &old));
+            }
+            match self.inner.store.write(writes).await {
                 Ok(revision) if finished => {
                     return Ok(Deleted::Gone(object::at_revision(&stored.value, revision)));
                 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use store::{Expect, StoreError, Versioned, Write};
 
 use super::create::{check_incoming, manager};
-use super::{Api, CONFLICT_TRIES, Target, Written, admission, store_error, stored};
+use super::{Api, CONFLICT_TRIES, Target, Written, admission, service, store_error, stored};
 use crate::identity::Identity;
 use crate::managed;
 use crate::object::{self, Encoded};
@@ -152,7 +152,11 @@ impl Api {
             let home = self.namespace_of(target)?;
             warnings.extend(admission::admit_pod_security(&home, target, &new)?);
         }
-        warnings.extend(validate::update(resource, subresource, &new, old)?);
+        let refused = match subresource {
+            None => self.prepare_service(resource, Some(old), &mut new),
+            Some(_) => Vec::new(),
+        };
+        warnings.extend(validate::update(resource, subresource, &new, old, refused)?);
         let has_managers = object::at(old, &["metadata", "managedFields"]).is_some();
         let unnamed = options.field_manager.is_empty();
         if !tracked && unnamed && (subresource.is_some() || !has_managers) {
@@ -167,25 +171,41 @@ impl Api {
         if new == *old {
             return unchanged(stored.value.clone());
         }
-        if options.dry_run {
-            return unchanged(Encoded::render_unstored(&new));
-        }
-        let expect = Expect::Revision(stored.revision);
-        let encoded = Arc::new(Encoded::new(&new));
-        let write = if is_finished(&new) {
-            Write::delete(stored.key.clone(), expect)
-        } else {
-            let rendered = Arc::clone(&encoded);
-            Write::put_with(stored.key.clone(), expect, move |revision| rendered.render(revision))
-        };
-        match self.inner.store.write(vec![write]).await {
-            Ok(revision) => {
-                let object = encoded.render(revision);
-                Ok(Some(Written { object, created: false, warnings }))
+        for _ in 0..service::TRIES {
+            let mut new = new.clone();
+            let is_finished = is_finished(&new);
+            let reservations = if is_finished {
+                service::release(resource, old)
+            } else {
+                self.allocate(target, Some(old), &mut new)?
+            };
+            if options.dry_run {
+                return unchanged(Encoded::render_unstored(&new));
             }
-            Err(StoreError::Conflict { .. }) => Ok(None),
-            Err(error) => Err(store_error(&error)),
+            let expect = Expect::Revision(stored.revision);
+            let encoded = Arc::new(Encoded::new(&new));
+            let write = if is_finished {
+                Write::delete(stored.key.clone(), expect)
+            } else {
+                let rendered = Arc::clone(&encoded);
+                Write::put_with(stored.key.clone(), expect, move |revision| {
+                    rendered.render(revision)
+                })
+            };
+            let mut writes = vec![write];
+            writes.extend(reservations);
+            match self.inner.store.write(writes).await {
+                Ok(revision) => {
+                    let object = encoded.render(revision);
+                    return Ok(Some(Written { object, created: false, warnings }));
+                }
+                // What was chosen for it was taken meanwhile.
+                Err(StoreError::Conflict { key, .. }) if service::is_reservation(&key) => {}
+                Err(StoreError::Conflict { .. }) => return Ok(None),
+                Err(error) => return Err(store_error(&error)),
+            }
         }
+        Ok(None)
     }
 }
 

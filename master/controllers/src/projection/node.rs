@@ -1,5 +1,6 @@
 //! The projection of a Node.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use api::time::Timestamp;
@@ -43,6 +44,10 @@ pub struct Node {
     pub pressures: Vec<Pressure>,
     /// `spec.podCIDR`, or empty.
     pub pod_cidr: Arc<str>,
+    /// Its own addresses inside the cluster.
+    pub internal: Box<[IpAddr]>,
+    /// Where it is reached from outside: its external addresses, or else the others.
+    pub reached_at: Box<[IpAddr]>,
     /// The folder for what is made for claims; empty before the node has said it.
     pub storage_folder: Arc<str>,
 }
@@ -99,7 +104,14 @@ impl Projection for Node {
             variant: intern(label(labels::ARCH_VARIANT).unwrap_or_default()),
             images: images(object),
         };
+        let addresses = |kind: &str| -> Box<[IpAddr]> {
+            let known = read.status.addresses.iter().filter(|address| address.kind == kind);
+            known.filter_map(|address| address.address.parse().ok()).collect()
+        };
+        let (internal, external) = (addresses("InternalIP"), addresses("ExternalIP"));
         Self {
+            reached_at: if external.is_empty() { internal.clone() } else { external },
+            internal,
             meta: own,
             schedulable,
             taints_added: taints.into_iter().map(|(_, added)| added).collect(),

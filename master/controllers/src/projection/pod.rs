@@ -9,7 +9,7 @@ use api::{ObjectKey, Value};
 use scheduler::filter::HOST_PORT;
 use scheduler::{Demand, Effect, Platform, Resources, Toleration, TolerationOperator};
 
-use super::{Meta, Projection, Term, intern, intern_demand, time};
+use super::{Meta, Projection, Reach, Term, intern, intern_demand, time};
 use crate::image::ImageRecords;
 pub use api::images::{RUNTIME_CLASS_OCI, RUNTIME_CLASS_WASM, Runtime};
 
@@ -55,6 +55,8 @@ pub struct Pod {
     pub scheduler_name: Arc<str>,
     /// What it asks of a node.
     pub demand: Arc<Demand>,
+    /// Where it is reached.
+    pub reach: Reach,
     /// Names of the claims its volumes are.
     pub claims: Box<[Arc<str>]>,
     /// Whether it is recorded what every one of its images is that may yet start.
@@ -115,6 +117,7 @@ impl Projection for Pod {
                 .unwrap_or(0),
             scheduler_name: intern(&read.spec.scheduler_name),
             demand: intern_demand(demand(&read.spec, object, &records)),
+            reach: Reach::of(&read),
             claims: read
                 .spec
                 .volumes

@@ -493,6 +493,7 @@ async fn streams_and_artifacts_are_handed_over_with_the_nodes_name() {
     for (alpn, expected) in [
         (wire::ALPN_BLOB, StreamKind::Blob),
         (wire::ALPN_STREAM, StreamKind::Stream),
+        (wire::ALPN_API, StreamKind::Api),
         (wire::ALPN_RELAY, StreamKind::Relay),
     ] {
         let mut ours = port.tls(Some(&identity), &[alpn]).await;

@@ -44,7 +44,13 @@ impl Bench {
         self.after(0)
     }
 
-    fn connect(&mut self, number: Option<u32>, lane: Lane, remote: Option<u8>, rtt_us: u32) -> String {
+    fn connect(
+        &mut self,
+        number: Option<u32>,
+        lane: Lane,
+        remote: Option<u8>,
+        rtt_us: u32,
+    ) -> String {
         self.next_way += 1;
         let way = Way {
             id: self.next_way,

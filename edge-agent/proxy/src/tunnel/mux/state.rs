@@ -227,7 +227,9 @@ impl State {
                 return Ok(Heard::Answered);
             }
             PONG => return Ok(Heard::Pong(u64::from_le_bytes(u64_of()?))),
-            GOODBYE if content.is_empty() => return Ok(Heard::Goodbye("the peer closed it".into())),
+            GOODBYE if content.is_empty() => {
+                return Ok(Heard::Goodbye("the peer closed it".into()));
+            }
             GOODBYE => {
                 let why: String = String::from_utf8_lossy(content).chars().take(120).collect();
                 return Ok(Heard::Goodbye(format!("the peer refuses: {why}")));
@@ -248,8 +250,8 @@ impl State {
                 let granted = entry.granted.checked_sub(n_bytes);
                 let is_open = entry.receive_end.is_none();
                 let granted = granted.filter(|_| is_open || entry.receive_end == Some(End::Broken));
-                entry.granted = granted
-                    .ok_or_else(|| broken(format!("more on stream {id} than it may")))?;
+                entry.granted =
+                    granted.ok_or_else(|| broken(format!("more on stream {id} than it may")))?;
                 if is_open {
                     entry.received.extend(content);
                     entry.reader.take().into_iter().for_each(Waker::wake);

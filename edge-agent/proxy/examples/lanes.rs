@@ -4,10 +4,12 @@
 //!
 //! `cargo run --release -p pinnace-proxy --example lanes [megabytes] [connections]`
 
+#![allow(clippy::cast_precision_loss, reason = "numbers for people")]
+
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use proxy::links::{Acceptor, BoxFuture, Connection, Flow, Links, Uplink};
 use proxy::table::{Net, Node, Peer, Protocol, Table};
@@ -19,6 +21,7 @@ use rcgen::{
 use rustls::pki_types::{PrivateKeyDer, UnixTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 
 const PIECE: usize = 64 << 10;
 
@@ -88,7 +91,12 @@ fn cpu() -> Duration {
 
 type Open<'a> = &'a dyn Fn() -> BoxFuture<'a, io::Result<Box<dyn Connection>>>;
 
-async fn measure(name: &str, n_bytes: usize, n_connections: usize, open: Open<'_>) -> io::Result<()> {
+async fn measure(
+    name: &str,
+    n_bytes: usize,
+    n_connections: usize,
+    open: Open<'_>,
+) -> io::Result<()> {
     // The link is there before it is measured.
     send(open, 1).await?;
     let (begun, before) = (Instant::now(), cpu());
@@ -101,7 +109,9 @@ async fn measure(name: &str, n_bytes: usize, n_connections: usize, open: Open<'_
         send(open, 1).await?;
     }
     let per_connection = (cpu() - before).as_secs_f64() * 1e6 / n_connections as f64;
-    let line = format!("{name:6} {per_gb:6.2} s/GB {gbit_s:6.2} Gbit/s {per_connection:7.0} µs/connection\n");
+    let line = format!(
+        "{name:6} {per_gb:6.2} s/GB {gbit_s:6.2} Gbit/s {per_connection:7.0} µs/connection\n"
+    );
     tokio::io::stdout().write_all(line.as_bytes()).await
 }
 

@@ -215,8 +215,7 @@ impl Tunnel {
         let keys = Keys::new(identity)?;
         let (udp, tcp) = bind(config.listen)?;
         let address = config.listen;
-        let listen =
-            |transport| move |source| StartError::Listen { address, transport, source };
+        let listen = |transport| move |source| StartError::Listen { address, transport, source };
         let endpoint =
             quic::endpoint(udp.into(), &keys, config.keep_alive).map_err(listen("UDP"))?;
         let listener = TcpListener::from_std(tcp.into()).map_err(listen("TCP"))?;

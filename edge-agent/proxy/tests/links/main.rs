@@ -1,6 +1,13 @@
 //! Nodes that reach each other: over QUIC, over TLS, through a relay; what each
 //! takes of the other, and what becomes of it when the network changes.
 
+#![allow(clippy::unwrap_used, reason = "a test says what went wrong by where it panics")]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "numbers are below 256"
+)]
+
 mod harness;
 
 use std::io;

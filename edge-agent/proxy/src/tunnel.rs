@@ -16,6 +16,7 @@
 //! | `choice` | which way is used, and what is tried when; pure |
 //! | `peer` | the task that does so, one a peer |
 //! | `session`, `flows`, `pump`, `listen` | links, and what runs over them |
+//! | `steer` | two processes on one port, while one succeeds the other |
 //!
 //! Nothing is dialled before somebody wants to go there, and what nobody uses is
 //! closed: a metered link stays quiet. Either end's connection serves both
@@ -34,6 +35,7 @@ mod pump;
 mod quic;
 mod relay;
 mod session;
+mod steer;
 mod tls;
 
 use std::collections::HashMap;
@@ -213,11 +215,18 @@ impl Tunnel {
         acceptor: Arc<dyn Acceptor>,
     ) -> Result<Self, StartError> {
         let keys = Keys::new(identity)?;
+        let mark = steer::mark();
+        let n_before = steer::n_on_port(config.listen.port());
         let (udp, tcp) = bind(config.listen)?;
+        if config.listen.port() != 0
+            && let Err(error) = steer::attach(&udp, mark, n_before)
+        {
+            tracing::warn!(%error, "links do not outlive an upgrade of this program");
+        }
         let address = config.listen;
         let listen = |transport| move |source| StartError::Listen { address, transport, source };
         let endpoint =
-            quic::endpoint(udp.into(), &keys, config.keep_alive).map_err(listen("UDP"))?;
+            quic::endpoint(udp.into(), &keys, config.keep_alive, mark).map_err(listen("UDP"))?;
         let listener = TcpListener::from_std(tcp.into()).map_err(listen("TCP"))?;
         let cancel = CancellationToken::new();
         let core = Arc::new(Core {
@@ -322,7 +331,7 @@ impl Tunnel {
     }
 
     /// Accepts no more links, and asks the peers to open nothing new on those that
-    /// are there. What is open goes on.
+    /// are there. What is open goes on, also while a successor is on the same port.
     pub async fn leave(&self) {
         self.core.leave.cancel();
         self.core.endpoint.set_server_config(None);
@@ -415,6 +424,9 @@ fn socket(address: SocketAddr, kind: Type) -> io::Result<Socket> {
         socket.set_only_v6(!address.ip().is_unspecified())?;
     }
     socket.set_nonblocking(true)?;
+    // For a successor, which listens before this process has ended. A port that the
+    // kernel chooses is to be nobody else's.
+    socket.set_reuse_port(address.port() != 0)?;
     if is_tcp {
         socket.set_reuse_address(true)?;
     } else {

@@ -228,15 +228,6 @@ fn latest<const N: usize>(times: [UnixTime; N]) -> UnixTime {
     UnixTime::since_unix_epoch(Duration::from_secs(seconds))
 }
 
-/// The latest time that is known to be past: the clock's while the kernel says that
-/// something keeps it right, when this program was made otherwise.
-#[must_use]
-pub fn known_past() -> UnixTime {
-    let is_right = crate::clock::is_synchronised();
-    let now = if is_right { UnixTime::now() } else { built(is_right) };
-    now.max(built(is_right))
-}
-
 /// When this program was made: as its build says, or as its file says, which a
 /// wrong clock may have dated.
 fn built(is_clock_right: bool) -> UnixTime {

@@ -19,7 +19,9 @@ use crate::table::Protocol;
 /// A future in a box.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// Bytes both ways; the end of one direction leaves the other open.
+/// Bytes both ways; the end of one direction (`shutdown`) leaves the other open.
+/// Dropped before both have ended, it is broken: the other side reads an error
+/// (`ConnectionReset`), not an end, and who passes it on to TCP is to reset, too.
 pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 

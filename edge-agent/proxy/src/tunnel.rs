@@ -16,6 +16,7 @@
 //! | `choice` | which way is used, and what is tried when; pure |
 //! | `peer` | the task that does so, one a peer |
 //! | `session`, `flows`, `pump`, `listen` | links, and what runs over them |
+//! | `steer` | two processes on one port, while one succeeds the other |
 //!
 //! Nothing is dialled before somebody wants to go there, and what nobody uses is
 //! closed: a metered link stays quiet. Either end's connection serves both
@@ -34,6 +35,7 @@ mod pump;
 mod quic;
 mod relay;
 mod session;
+mod steer;
 mod tls;
 
 use std::collections::HashMap;
@@ -51,6 +53,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use self::choice::Lane;
 use self::choice::Timing;
 pub use self::guard::{Rejected, check};
 use self::identity::Keys;
@@ -71,7 +74,7 @@ const BACKLOG: i32 = 256;
 const SOCKET_BUFFER: usize = 2 << 20;
 
 /// How links are kept.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// Where to listen: UDP for QUIC, TCP for TLS. Port 0 picks one that is free for
     /// both. `[::]` serves IPv4 too, and falls back to it where there is no IPv6.
@@ -84,6 +87,8 @@ pub struct Config {
     pub idle: Duration,
     /// How soon something better is looked for, where a link is not the best.
     pub review: Duration,
+    /// What is dialled. Peers may come another way, and are served on it.
+    pub lanes: Vec<Lane>,
 }
 
 impl Config {
@@ -92,7 +97,8 @@ impl Config {
     pub fn new(listen: SocketAddr) -> Self {
         let timing = Timing::default();
         let keep_alive = Duration::from_secs(15);
-        Self { listen, keep_alive, idle: timing.idle, review: timing.review }
+        let lanes = vec![Lane::Quic, Lane::Tls, Lane::Relay];
+        Self { listen, keep_alive, idle: timing.idle, review: timing.review, lanes }
     }
 
     fn timing(&self) -> Timing {
@@ -209,12 +215,18 @@ impl Tunnel {
         acceptor: Arc<dyn Acceptor>,
     ) -> Result<Self, StartError> {
         let keys = Keys::new(identity)?;
+        let mark = steer::mark();
+        let n_before = steer::n_on_port(config.listen.port());
         let (udp, tcp) = bind(config.listen)?;
-        let listen = |transport| {
-            move |source| StartError::Listen { address: config.listen, transport, source }
-        };
+        if config.listen.port() != 0
+            && let Err(error) = steer::attach(&udp, mark, n_before)
+        {
+            tracing::warn!(%error, "links do not outlive an upgrade of this program");
+        }
+        let address = config.listen;
+        let listen = |transport| move |source| StartError::Listen { address, transport, source };
         let endpoint =
-            quic::endpoint(udp.into(), &keys, config.keep_alive).map_err(listen("UDP"))?;
+            quic::endpoint(udp.into(), &keys, config.keep_alive, mark).map_err(listen("UDP"))?;
         let listener = TcpListener::from_std(tcp.into()).map_err(listen("TCP"))?;
         let cancel = CancellationToken::new();
         let core = Arc::new(Core {
@@ -319,7 +331,7 @@ impl Tunnel {
     }
 
     /// Accepts no more links, and asks the peers to open nothing new on those that
-    /// are there. What is open goes on.
+    /// are there. What is open goes on, also while a successor is on the same port.
     pub async fn leave(&self) {
         self.core.leave.cancel();
         self.core.endpoint.set_server_config(None);
@@ -399,7 +411,7 @@ fn bind_once(listen: SocketAddr) -> Result<(Socket, Socket), StartError> {
         |transport| move |source| StartError::Listen { address: listen, transport, source };
     let udp = socket(listen, Type::DGRAM).map_err(failed("UDP"))?;
     let bound = udp.local_addr().ok().and_then(|address| address.as_socket());
-    let port = bound.map_or(listen.port(), |bound| bound.port());
+    let port = bound.unwrap_or(listen).port();
     let tcp = socket(SocketAddr::new(listen.ip(), port), Type::STREAM).map_err(failed("TCP"))?;
     Ok((udp, tcp))
 }
@@ -412,6 +424,9 @@ fn socket(address: SocketAddr, kind: Type) -> io::Result<Socket> {
         socket.set_only_v6(!address.ip().is_unspecified())?;
     }
     socket.set_nonblocking(true)?;
+    // For a successor, which listens before this process has ended. A port that the
+    // kernel chooses is to be nobody else's.
+    socket.set_reuse_port(address.port() != 0)?;
     if is_tcp {
         socket.set_reuse_address(true)?;
     } else {

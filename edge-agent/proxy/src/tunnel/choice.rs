@@ -26,9 +26,12 @@ use std::time::Duration;
 
 /// How a peer is reached, the best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Lane {
+pub enum Lane {
+    /// QUIC over UDP.
     Quic,
+    /// TLS over TCP.
     Tls,
+    /// Through the master.
     Relay,
 }
 
@@ -181,6 +184,8 @@ pub(super) struct Choice {
     timing: Timing,
     /// Of two ways alike, both ends prefer the one that this node dialled.
     prefers_own: bool,
+    /// What may be dialled.
+    lanes: Vec<Lane>,
     addresses: Vec<SocketAddr>,
     ways: Vec<Known>,
     race: Option<Race>,
@@ -205,10 +210,11 @@ fn rank(lane: Lane, loss: u32) -> u8 {
 
 impl Choice {
     /// Nothing is known of `peer` yet.
-    pub(super) fn new(timing: Timing, node: &str, peer: &str) -> Self {
+    pub(super) fn new(timing: Timing, lanes: &[Lane], node: &str, peer: &str) -> Self {
         Self {
             timing,
             prefers_own: node < peer,
+            lanes: lanes.to_vec(),
             addresses: Vec::new(),
             ways: Vec::new(),
             race: None,
@@ -290,9 +296,10 @@ impl Choice {
             }
         }
         if let Some(race) = &mut self.race {
-            let lanes = [Lane::Quic, Lane::Tls];
+            let lanes = self.lanes.iter().filter(|lane| **lane != Lane::Relay);
             let targets = new.iter().flat_map(|&address| {
-                lanes.map(|lane| (now, Target { lane, address: Some(address) }))
+                let target = move |&lane| (now, Target { lane, address: Some(address) });
+                lanes.clone().map(target)
             });
             race.waiting.splice(0..0, targets);
         }
@@ -442,7 +449,15 @@ impl Choice {
         self.close_unused(now, &mut actions);
         if self.race.is_none() {
             let waiting = match self.best() {
-                None if self.is_wanted && self.retry_at <= now => self.plan(now, None),
+                None if self.is_wanted && self.retry_at <= now => {
+                    let plan = self.plan(now, None);
+                    if plan.is_empty() {
+                        self.why = "no address of it is known".to_owned();
+                        self.is_wanted = false;
+                        self.retry_at = now + self.timing.backoff;
+                    }
+                    plan
+                }
                 Some(best) if self.review_at <= now && self.is_used(best, now) => {
                     let plan = self.plan(now, Some(best));
                     self.review_at = now + self.timing.review;
@@ -485,6 +500,7 @@ impl Choice {
             plan.push((now + timing.tls_after + at(index), target(Lane::Tls)));
         }
         plan.push((now + timing.relay_after, Target { lane: Lane::Relay, address: None }));
+        plan.retain(|(_, target)| self.lanes.contains(&target.lane));
         plan.sort_by_key(|(at, target)| (*at, target.lane));
         if let Some(than) = than {
             let least = rank(than.way.lane, than.loss);

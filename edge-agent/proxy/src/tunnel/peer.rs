@@ -105,7 +105,7 @@ impl Handle {
         let gone = core.cancel.child_token();
         let name: Arc<str> = name.into();
         let task = Task {
-            choice: Choice::new(core.config.timing(), &core.keys().node, &name),
+            choice: Choice::new(core.config.timing(), &core.config.lanes, &core.keys().node, &name),
             core: core.clone(),
             name: name.clone(),
             sessions: HashMap::new(),

@@ -28,7 +28,7 @@ use super::identity::{Keys, SERVER_NAME};
 use super::preface::DATAGRAM_BYTES_MAX;
 
 /// Bytes of a connection's name.
-const ID_BYTES: usize = 8;
+pub(super) const ID_BYTES: usize = 8;
 /// Bytes that may be under way on one stream.
 const STREAM_WINDOW: u32 = 512 << 10;
 /// Bytes that may be received and not read on one connection.
@@ -74,29 +74,32 @@ fn transport(keep_alive: Duration) -> Arc<TransportConfig> {
     Arc::new(config)
 }
 
-/// The endpoint for all peers.
+/// The endpoint for all peers. Names of its connections begin with `mark`.
 pub(super) fn endpoint(
     socket: std::net::UdpSocket,
     keys: &Keys,
     keep_alive: Duration,
+    mark: u16,
 ) -> io::Result<quinn::Endpoint> {
     let mut config = EndpointConfig::new(Arc::new(keys.reset_key()));
     // A peer that was restarted is to know soon.
-    config.min_reset_interval(Duration::from_millis(1)).cid_generator(|| Box::new(Ids));
+    config.min_reset_interval(Duration::from_millis(1)).cid_generator(move || Box::new(Ids(mark)));
     let server = server_config(keys, keep_alive).map_err(io::Error::other)?;
     quinn::Endpoint::new(config, Some(server), socket, Arc::new(quinn::TokioRuntime))
 }
 
-/// Names of connections. They are only random: quinn's own carry a mark of the
-/// process that gave them, and a process that finds another's says nothing, where a
-/// peer is to learn that this node was restarted.
+/// Names of connections: random bytes after the mark of this process, by which its
+/// packets find it while another one is on the same port ([`super::steer`]). quinn's
+/// own are signed by the process that gave them, and one that finds another's says
+/// nothing, where a peer is to learn that this node was restarted.
 #[derive(Debug)]
-struct Ids;
+struct Ids(u16);
 
 impl quinn::ConnectionIdGenerator for Ids {
     fn generate_cid(&mut self) -> quinn::ConnectionId {
         let mut id = [0; ID_BYTES];
         ring::rand::SystemRandom::new().fill(&mut id).expect("the system has randomness");
+        id[..2].copy_from_slice(&self.0.to_be_bytes());
         quinn::ConnectionId::new(&id)
     }
 

@@ -1,6 +1,13 @@
 //! Nodes that reach each other: over QUIC, over TLS, through a relay; what each
 //! takes of the other, and what becomes of it when the network changes.
 
+#![allow(clippy::unwrap_used, reason = "a test says what went wrong by where it panics")]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "numbers are below 256"
+)]
+
 mod harness;
 
 use std::io;
@@ -408,4 +415,40 @@ async fn a_node_that_was_killed_says_at_once_that_it_has_forgotten() {
 #[tokio::test]
 async fn a_node_that_is_made_anew_is_found_by_the_silence_of_the_old_one() {
     killed(false, None).await;
+}
+
+#[tokio::test]
+async fn connections_outlive_an_upgrade_and_new_ones_go_to_the_successor() {
+    let (ca, master) = (Ca::new(), Arc::<Master>::default());
+    let cable = Cable::new();
+    let setup = || Setup::new(&ca, &master).listen("[::]:7443");
+    let a = setup().within(&cable.a).start(1);
+    let old = setup().within(&cable.b).start(2);
+    introduce(&[(&a, "10.99.0.1"), (&old, "10.99.0.2")]);
+    let mut first = open(&a, &old, TALLY).await.unwrap();
+    let mut back = open(&old, &a, TALLY).await.unwrap();
+    let mut previous = old;
+    for n_round in 1..=3 {
+        let new = setup().within(&cable.b).start(2);
+        introduce(&[(&a, "10.99.0.1"), (&new, "10.99.0.2")]);
+        previous.tunnel.leave().await;
+        until("it is known", || path(&a, &previous).lane.is_empty().then_some(())).await;
+        for _ in 0..20 {
+            echo(&a, &new, 10_000).await;
+            echo(&new, &a, 10_000).await;
+        }
+        assert_eq!(path(&a, &new).lane, "quic");
+        assert_eq!(new.pods.flows.lock().unwrap().len(), 20, "all at the successor");
+        if n_round == 1 {
+            for stream in [&mut first, &mut back] {
+                for n_bytes in 1..=20 {
+                    stream.write_all(b"x").await.unwrap();
+                    let tally = timeout(PATIENCE, stream.read_u64_le()).await.unwrap().unwrap();
+                    assert_eq!(tally, n_bytes);
+                }
+            }
+        }
+        // What it has is broken by its end, and the next begins.
+        previous = new;
+    }
 }

@@ -2,6 +2,8 @@
 
 use super::*;
 
+const ALL: [Lane; 3] = [Lane::Quic, Lane::Tls, Lane::Relay];
+
 fn address(last: u8) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, last], 7443))
 }
@@ -19,7 +21,7 @@ struct Bench {
 
 impl Bench {
     fn new(addresses: &[u8]) -> Self {
-        let mut choice = Choice::new(Timing::default(), "a", "b");
+        let mut choice = Choice::new(Timing::default(), &ALL, "a", "b");
         let now = ms(1000);
         choice.set_addresses(now, addresses.iter().copied().map(address).collect());
         Self { choice, now, next_way: 0 }
@@ -214,7 +216,7 @@ fn what_nobody_uses_is_closed_and_not_reviewed() {
 fn both_ends_prefer_the_way_that_the_lesser_name_dialled() {
     for (node, peer) in [("a", "b"), ("b", "a")] {
         for own_first in [true, false] {
-            let mut choice = Choice::new(Timing::default(), node, peer);
+            let mut choice = Choice::new(Timing::default(), &ALL, node, peer);
             let way = |id, is_dialled| Way {
                 id,
                 lane: Lane::Quic,
@@ -351,4 +353,16 @@ fn where_both_dial_at_once_none_is_taken_back() {
     assert_eq!(bench.connect(Some(1), Lane::Quic, Some(1), 1000), "");
     assert_eq!(bench.state(), State::Up(2), "the lesser name's");
     assert_eq!(bench.after(10_000), "x1");
+}
+
+#[test]
+fn only_what_is_allowed_is_dialled() {
+    let mut bench = Bench::new(&[1]);
+    bench.choice = Choice::new(Timing::default(), &[Lane::Tls], "a", "b");
+    assert_eq!(bench.want(), "");
+    assert_eq!(bench.state(), State::Down(bench.now + ms(1000)));
+    assert_eq!(bench.choice.why(), "no address of it is known");
+    bench.choice.set_addresses(bench.now, vec![address(1)]);
+    assert_eq!(bench.want(), "1=tls .1");
+    assert_eq!(bench.fail(1), "");
 }

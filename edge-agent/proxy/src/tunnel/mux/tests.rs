@@ -80,12 +80,12 @@ async fn what_was_finished_is_read_to_its_end_even_if_the_sender_has_gone() {
 #[tokio::test]
 async fn a_reader_that_is_slow_holds_up_its_own_stream_only() {
     let (mut slow, _unread, near, far) = streams().await;
-    let (progress_to, mut progress) = mpsc::unbounded_channel();
+    let (progress_to, mut progress) = mpsc::channel(64);
     let stuck = tokio::spawn(async move {
         let piece = bytes(DATA_MAX);
         loop {
             slow.write_all(&piece).await.unwrap();
-            progress_to.send(piece.len()).unwrap();
+            progress_to.send(piece.len()).await.unwrap();
         }
     });
     for n_round in 0..64 {
@@ -168,8 +168,11 @@ async fn the_end_of_a_connection_breaks_what_is_under_way() {
     assert!(rest.is_empty());
 }
 
+/// Stream, kind and content of a frame.
+type Told<'a> = (u32, u8, &'a [u8]);
+
 /// Frames of somebody who breaks the rules.
-async fn told(frames: &[(u32, u8, &[u8])]) -> String {
+async fn told(frames: &[Told<'_>]) -> String {
     let (near, mut far) = tokio::io::duplex(1 << 20);
     let mux = Mux::start(near, false, KEEP_ALIVE);
     for (id, kind, content) in frames {
@@ -193,7 +196,7 @@ async fn a_peer_that_breaks_the_rules_is_cut_off() {
     too_much.extend(std::iter::repeat_n((1, 1, full.as_slice()), 5));
     let too_long = bytes(DATA_MAX + 1);
     let credit = u32::MAX.to_le_bytes();
-    let cases: [(&[(u32, u8, &[u8])], &str); 9] = [
+    let cases: [(&[Told<'_>], &str); 9] = [
         (&too_much, "more on stream 1"),
         (&[(1, 0, b""), (1, 2, b""), (1, 1, b"x")], "more on stream 1"),
         (&[(1, 0, b""), (1, 1, &too_long)], "16385 bytes"),

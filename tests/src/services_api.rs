@@ -110,13 +110,13 @@ fn services_are_made_and_changed_with_kubectl() {
             &["apply", "--server-side", "--force-conflicts", "-f", "-"],
             &service(
                 "api",
-                json!({"type": "NodePort", "selector": {"app": "api"}, "ports": [{"port": 82}]}),
+                json!({"type": "NodePort", "selector": {"app": "api"}, "ports": [{"port": 80}]}),
             ),
         )
         .ok();
     let after = service_of(&world, "api");
     assert_eq!(after["spec"]["clusterIP"], before);
-    let node_port = after["spec"]["ports"].as_array().unwrap().iter().find(|p| p["port"] == 82);
+    let node_port = after["spec"]["ports"].as_array().unwrap().iter().find(|p| p["port"] == 80);
     assert!(node_port.unwrap()["nodePort"].as_u64().unwrap() >= 30000, "{after}");
 
     // Names and numbers that are somebody's are refused, all that is wrong at once.

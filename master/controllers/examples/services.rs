@@ -4,7 +4,7 @@
 //! `cargo run --release -p pinnace-controllers --example services [pods] [services]`
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use api::ObjectKey;
 use pinnace_controllers::cache::Cache;
@@ -13,6 +13,7 @@ use pinnace_controllers::fake::FakeCluster;
 use pinnace_controllers::service_endpoints::{Caches, Controller, feed};
 use pinnace_controllers::{projection, runner};
 use serde_json::json;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Changes that are timed.

@@ -198,7 +198,10 @@ fn number(address: IpAddr) -> u128 {
 fn from_number(like: IpAddr, number: u128) -> IpAddr {
     match like {
         // What is above the 32 bits was shifted in by `around` and is no part of it.
-        IpAddr::V4(_) => Ipv4Addr::from((number & u128::from(u32::MAX)) as u32).into(),
+        IpAddr::V4(_) => {
+            let low = u32::try_from(number & u128::from(u32::MAX)).unwrap_or(u32::MAX);
+            Ipv4Addr::from(low).into()
+        }
         IpAddr::V6(_) => Ipv6Addr::from(number).into(),
     }
 }

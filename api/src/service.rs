@@ -87,13 +87,13 @@ impl Ranges {
     /// The address of the API, the first one.
     #[must_use]
     pub fn api_address(&self) -> IpAddr {
-        self.addresses.nth(1).unwrap_or(self.addresses.first())
+        self.addresses.nth(1).unwrap_or_else(|| self.addresses.first())
     }
 
     /// The address of DNS, the tenth one.
     #[must_use]
     pub fn dns_address(&self) -> IpAddr {
-        self.addresses.nth(DNS_POSITION).unwrap_or(self.addresses.first())
+        self.addresses.nth(DNS_POSITION).unwrap_or_else(|| self.addresses.first())
     }
 
     /// Positions in the network that a Service may have: neither the network's

@@ -276,7 +276,8 @@ mod tests {
                     "lastState": {"terminated": {"exitCode": 1, "reason": "Error",
                         "finishedAt": "2026-11-23T07:59:30Z"}}}]},
         });
-        let context = Context { events: vec![event("BackOff", "restarting")], pods: Vec::new() };
+        let context =
+            Context { events: vec![event("BackOff", "restarting")], ..Context::default() };
         check(
             &pod,
             &context,
@@ -354,7 +355,7 @@ mod tests {
         let pods = vec![pod("web-1", "Running"), pod("old", "Succeeded")];
         check(
             &node,
-            &Context { events: Vec::new(), pods },
+            &Context { pods, ..Context::default() },
             expect![[r#"
             Name:           pi-1
             Labels:         <none>
@@ -451,7 +452,35 @@ mod tests {
             ],
         })];
         let context = Context { slices, ..Context::default() };
-        check(&service, &context, expect![[""]]);
+        check(
+            &service,
+            &context,
+            expect![[r#"
+            Name:               web
+            Namespace:          shop
+            Labels:             <none>
+            Annotations:        <none>
+            Created:            2026-11-23T07:00:00Z (60m ago)
+            Selector:           app=web
+            Type:               LoadBalancer
+            Addresses:          10.43.1.1
+            Load Balancer:      192.168.1.1
+            Ports:
+              Name  Port    Target  Node Port
+              ----  ----    ------  ---------
+              http  80/TCP  web     30080
+              -     53/UDP  53      -
+            Session Affinity:   ClientIP for 60 s
+            External Traffic:   Local
+            Health Check Port:  30099
+            Endpoints:
+              Address         State        Node  Pod
+              -------         -----        ----  ---
+              10.42.0.2:8080  ready        -     -
+              10.42.0.3:8080  terminating  pi-1  web-2
+            Events:             <none>
+        "#]],
+        );
     }
 
     #[test]

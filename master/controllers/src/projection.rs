@@ -22,7 +22,8 @@ pub use intern::{intern, intern_demand};
 pub use node::{Node, labels};
 pub use pod::{Phase, Pod, RUNTIME_CLASS_OCI, RUNTIME_CLASS_WASM, Runtime};
 pub use service::{
-    Balancer, Endpoint, EndpointPort, Reach, SLICE_MANAGER, Service, ServicePort, Slice, Target,
+    Balancer, Endpoint, EndpointPort, NamedPort, Reach, SLICE_MANAGER, Service, ServicePort, Slice,
+    Target,
 };
 pub use storage::{Claim, Class, Holder, Volume};
 pub(crate) use workload::own_annotation;

@@ -14,7 +14,7 @@ const SHOWN_MAX: usize = 3;
 pub(super) fn service(service: &Value, now: Timestamp) -> Value {
     let spec = &service["spec"];
     let addresses = texts(spec, &["clusterIPs"]);
-    let address = addresses.first().copied().unwrap_or(text(spec, &["clusterIP"]));
+    let address = addresses.first().copied().unwrap_or_else(|| text(spec, &["clusterIP"]));
     let ports: Vec<String> = list(&spec["ports"])
         .map(|port| {
             let (number, protocol) = (&port["port"], text(port, &["protocol"]));

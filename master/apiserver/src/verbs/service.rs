@@ -53,7 +53,7 @@ fn keys(held: &Held) -> BTreeSet<String> {
 }
 
 /// Who has it, for people that look into the store.
-fn owner(service: &Value) -> Vec<u8> {
+fn owner_text(service: &Value) -> Vec<u8> {
     let (namespace, name) = (object::meta(service, "namespace"), object::meta(service, "name"));
     json!({"namespace": namespace, "name": name}).to_string().into_bytes()
 }
@@ -115,7 +115,7 @@ impl Api {
             return Err(Status::invalid("", "Service", name, wanted.causes));
         }
         let (before, after) = (keys(&before), keys(&service::held(new)));
-        let owner = owner(new);
+        let owner = owner_text(new);
         let taken = after
             .difference(&before)
             .map(|key| Write::put(key.clone(), Expect::Absent, owner.clone()));
@@ -133,7 +133,10 @@ impl Api {
         for stored in list(&services.key_prefix())?.items {
             let service = parse_stored(&stored.key, &stored.value)?;
             let held = service::held(&service);
-            for address in &held.addresses {
+            // The cluster's own are made anew without anybody's help.
+            let name = (object::meta(&service, "namespace"), object::meta(&service, "name"));
+            let is_own = [API_SERVICE, DNS_SERVICE].contains(&name);
+            for address in held.addresses.iter().filter(|_| !is_own) {
                 if !self.service_ranges().has_address(*address) {
                     tracing::warn!(
                         service = stored.key, %address, network = %self.service_ranges().addresses(),
@@ -141,7 +144,7 @@ impl Api {
                     );
                 }
             }
-            needed.extend(keys(&held).into_iter().map(|key| (key, owner(&service))));
+            needed.extend(keys(&held).into_iter().map(|key| (key, owner_text(&service))));
         }
         let mut writes = Vec::new();
         for prefix in [ADDRESSES, PORTS] {

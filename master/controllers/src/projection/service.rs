@@ -249,6 +249,9 @@ impl Projection for Slice {
     }
 }
 
+/// A port of a pod: name, protocol, number.
+pub type NamedPort = (Arc<str>, Arc<str>, u16);
+
 /// Where a pod is reached, and what its ports are called.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reach {
@@ -256,8 +259,8 @@ pub struct Reach {
     pub addresses: Box<[IpAddr]>,
     /// It is on the node's network.
     pub host_network: bool,
-    /// Ports with a name: name, protocol, number.
-    pub ports: Box<[(Arc<str>, Arc<str>, u16)]>,
+    /// Its ports that have a name.
+    pub ports: Box<[NamedPort]>,
     /// Name and domain that it asks for, where it asks for both.
     pub hostname: Option<(Arc<str>, Arc<str>)>,
 }

@@ -15,7 +15,7 @@ use crate::harness::programs::guest;
 use crate::harness::wait::{check, until};
 
 /// A pod that answers HTTP requests on its containerPort.
-fn server(world: &World, name: &str, port: Option<u16>) -> Value {
+pub(crate) fn server(world: &World, name: &str, port: Option<u16>) -> Value {
     let image = world.registry().push_wasm("web:1", guest("web", "wasip2"));
     let mut pod = pods::pod(name, &image, &[], &[]);
     let container = &mut pod["spec"]["containers"][0];

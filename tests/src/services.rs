@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::harness::World;
+use crate::harness::{World, run_program};
 use crate::harness::pods::{self, name, node};
 use crate::harness::process::{Output, run};
 use crate::harness::wait::{check, until};
@@ -115,34 +115,284 @@ fn web_service(world: &World) -> String {
     service(world, "web", spec)["spec"]["clusterIP"].as_str().unwrap().to_owned()
 }
 
-#[test]
-fn a_service_leads_from_every_board_to_pods_on_every_board_which_see_the_client() {
-    let world = World::with_nodes(3);
-    let boards = ["node-1", "node-2", "node-3"];
-    serve_on(&world, &boards);
-    let address = web_service(&world);
+/// Every board reaches every pod, through the Service and directly, by address and by
+/// name; with `sees_clients` servers see who asks.
+fn all_reach_all(world: &World, boards: &[&str], sees_clients: bool) {
+    serve_on(world, boards);
+    let address = web_service(world);
     for board in boards {
-        let client = client_on(&world, board);
+        let client = client_on(world, board);
         let mut seen = BTreeSet::new();
-        until(&format!("{board} has met all three"), || {
+        until(&format!("{board} has met all"), || {
             let (pod, by) = client.who(&address);
-            assert_eq!(by, client.address, "{pod} sees another client");
+            assert!(!sees_clients || by == client.address, "{pod} sees {by}, not {}", client.address);
             seen.insert(pod);
-            check(seen.len() == 3, || format!("{seen:?}"))
+            check(seen.len() == boards.len(), || format!("{seen:?}"))
         });
         for name in ["web", "web.default", "web.default.svc.cluster.local"] {
             let answer = client.run_named(&format!("curl -s -m 5 http://{name}/cgi-bin/who")).ok();
-            assert!(answer.contains(&client.address), "{name}: {answer}");
+            assert!(answer.contains("web-node-"), "{name}: {answer}");
         }
-        // A pod on another board, by its own address.
+        if !sees_clients {
+            continue;
+        }
         for pod in world.pods_of("web") {
             let ip = pod["status"]["podIP"].as_str().unwrap();
             let (server, by) = client.who(&format!("{ip}:8080"));
             assert_eq!((server, by), (name(&pod), client.address.clone()), "on {}", node(&pod));
         }
     }
-    let paths = world.pinnace("net").ok();
-    assert!(paths.contains("quic"), "{paths}");
+}
+
+/// The paths between nodes, as `pinnace net` shows them: from, to and lane.
+fn paths(world: &World) -> BTreeSet<(String, String, String)> {
+    let table = world.pinnace("net").ok();
+    let rows = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    rows.filter(|words| words.len() > 2)
+        .map(|words| (words[0].to_owned(), words[1].to_owned(), words[2].to_owned()))
+        .collect()
+}
+
+const BOARDS: [&str; 3] = ["node-1", "node-2", "node-3"];
+
+#[test]
+fn a_service_leads_from_every_board_to_pods_on_every_board_which_see_the_client() {
+    let world = World::with_nodes(3);
+    all_reach_all(&world, &BOARDS, true);
+    let paths = paths(&world);
+    assert!(paths.iter().all(|(_, _, lane)| lane == "quic") && paths.len() >= 3, "{paths:?}");
+}
+
+#[test]
+fn without_bpf_services_do_the_same_by_rules_of_their_own_table() {
+    let world = World::with_nodes_that(3, "--capture=tproxy");
+    all_reach_all(&world, &BOARDS, true);
+    let tables = world.network.output_on_board(world.agents[0].number, "nft list tables").ok();
+    assert!(tables.contains("pinnace"), "{tables}");
+}
+
+#[test]
+fn with_neither_services_still_lead_to_pods_on_every_board() {
+    let world = World::with_nodes_that(2, "--capture=listeners");
+    all_reach_all(&world, &BOARDS[..2], false);
+    let node = world.api.get("/api/v1/nodes/node-1").ok();
+    assert_eq!(pods::condition(&node, "DataPlaneDegraded"), "True", "{}", node["status"]);
+}
+
+#[test]
+fn where_udp_is_blocked_nodes_speak_over_tls_and_else_through_the_master() {
+    let world = World::with_nodes(2);
+    serve_on(&world, &["node-2"]);
+    let address = web_service(&world);
+    let client = client_on(&world, "node-1");
+    let drop = |what: &str| {
+        for agent in &world.agents {
+            let on = |line: &str| world.network.output_on_board(agent.number, line).ok();
+            on("nft add table inet test");
+            on("nft add chain inet test in { type filter hook input priority -200 ; }");
+            on(&format!("nft add rule inet test in {what} dport 7443 drop"));
+        }
+    };
+    drop("udp");
+    assert_eq!(client.who(&address), ("web-node-2".to_owned(), client.address.clone()));
+    let lane = |lane: &str| {
+        let expected = ("node-1".to_owned(), "node-2".to_owned(), lane.to_owned());
+        until(&format!("the path is {lane}"), || {
+            let paths = paths(&world);
+            check(paths.contains(&expected), || format!("{paths:?}"))
+        });
+    };
+    lane("tls");
+    drop("tcp");
+    assert_eq!(client.who(&address), ("web-node-2".to_owned(), client.address.clone()));
+    lane("relay");
+}
+
+#[test]
+fn clients_from_outside_reach_the_port_of_any_node_and_are_seen() {
+    let world = World::with_nodes(2);
+    serve_on(&world, &["node-2"]);
+    let spec = json!({
+        "type": "NodePort", "selector": {"app": "web"},
+        "ports": [{"port": 80, "targetPort": "http"}],
+    });
+    let made = service(&world, "web", spec);
+    let port = made["spec"]["ports"][0]["nodePort"].as_u64().unwrap();
+    for agent in &world.agents {
+        let board = crate::harness::network::Network::address(agent.number);
+        let answer = until(&format!("{board}:{port} answers"), || {
+            let url = format!("http://{board}:{port}/cgi-bin/who");
+            let answer = run_program("curl", &["-s", "-m", "5", &url]);
+            check(answer.out.contains("web-node-2"), || answer.err.clone())?;
+            Ok(answer.out)
+        });
+        assert!(answer.contains(crate::harness::network::HUB), "{answer}");
+    }
+}
+
+#[test]
+fn names_are_answered_as_everywhere_and_pods_reach_the_api() {
+    let world = World::with_nodes(2);
+    serve_on(&world, &["node-1", "node-2"]);
+    let address = web_service(&world);
+    let spec = json!({
+        "clusterIP": "None", "selector": {"app": "web"},
+        "ports": [{"name": "http", "port": 8080, "targetPort": "http"}],
+    });
+    service(&world, "all", spec);
+    let client = client_on(&world, "node-1");
+    let dig = |question: &str| client.run(&format!("dig +short @10.43.0.10 {question}")).ok();
+    let lines = |question: &str| dig(question).lines().map(str::to_owned).collect::<BTreeSet<_>>();
+    let pods: BTreeSet<String> = world
+        .pods_of("web")
+        .iter()
+        .map(|pod| pod["status"]["podIP"].as_str().unwrap().to_owned())
+        .collect();
+    until("the headless Service names both pods", || {
+        let found = lines("all.default.svc.cluster.local");
+        check(found == pods, || format!("{found:?} {pods:?}"))
+    });
+    assert_eq!(dig("web.default.svc.cluster.local").trim(), address);
+    assert_eq!(dig("+tcp web.default.svc.cluster.local").trim(), address);
+    assert_eq!(dig(&format!("-x {address}")).trim(), "web.default.svc.cluster.local.");
+    let services = dig("SRV _http._tcp.all.default.svc.cluster.local");
+    assert_eq!(services.lines().count(), 2, "{services}");
+    assert!(dig("kubernetes.default.svc.cluster.local").contains("10.43.0.1"));
+
+    let version = client.run_named("curl -s -m 5 -k https://kubernetes.default/version").ok();
+    assert!(version.contains("gitVersion"), "{version}");
+    let variables = world.kubectl(&format!("exec {} -- env", client.name)).ok();
+    assert!(variables.contains("KUBERNETES_SERVICE_HOST=10.43.0.1"), "{variables}");
+    assert!(variables.contains(&format!("WEB_SERVICE_HOST={address}")), "{variables}");
+    // Its certificate is for that address, and the pod has the CA and a token.
+    let token = world.kubectl(&format!(
+        "exec {} -- cat /var/run/secrets/kubernetes.io/serviceaccount/token",
+        client.name
+    ));
+    let ca = world.dir().join("ca.crt");
+    let read = format!("exec {} -- cat /var/run/secrets/kubernetes.io/serviceaccount/ca.crt", client.name);
+    std::fs::write(&ca, world.kubectl(&read).ok()).unwrap();
+    let me = client.run(&format!(
+        "curl -s -m 5 --cacert {} -H \"Authorization: Bearer {}\" https://10.43.0.1/api",
+        ca.display(),
+        token.ok()
+    ));
+    assert!(me.ok().contains("APIVersions"));
+}
+
+#[test]
+fn modules_are_servers_and_clients_like_any_other_pod() {
+    let world = World::with_nodes(2);
+    let mut module = crate::modules::server(&world, "module", Some(8080));
+    module["metadata"]["labels"] = json!({"app": "module"});
+    module["spec"]["nodeName"] = json!("node-2");
+    world.create_pod(&module);
+    serve_on(&world, &["node-1"]);
+    let address = web_service(&world);
+    let module = world.pod_becomes_ready("module");
+    let module_address = module["status"]["podIP"].as_str().unwrap();
+    let spec = json!({"selector": {"app": "module"}, "ports": [{"port": 80, "targetPort": 8080}]});
+    let modules = service(&world, "module", spec)["spec"]["clusterIP"].as_str().unwrap().to_owned();
+    let client = client_on(&world, "node-1");
+    until("the module asks the Service of the other board and is seen as itself", || {
+        let url = format!("http://{modules}/fetch/{address}:80/cgi-bin/who");
+        let answer = client.run(&format!("curl -s -m 5 {url}"));
+        let expected = answer.out.contains("web-node-1") && answer.out.contains(module_address);
+        check(expected, || format!("{} {}", answer.out, answer.err))
+    });
+}
+
+#[test]
+fn policies_decide_who_comes_in_and_where_pods_go() {
+    let world = World::with_nodes(2);
+    serve_on(&world, &["node-2"]);
+    let address = web_service(&world);
+    let (near, far) = (client_on(&world, "node-2"), client_on(&world, "node-1"));
+    let is_let_in = |client: &Client| {
+        client.run(&format!("curl -s -m 2 http://{address}/cgi-bin/who")).code == 0
+    };
+    let becomes = |what: &str, client: &Client, expected: bool| {
+        until(what, || check(is_let_in(client) == expected, || format!("{}", !expected)));
+    };
+    becomes("the near one is let in", &near, true);
+    becomes("the far one is let in", &far, true);
+    let policy = |name: &str, spec: Value| {
+        let object = json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"name": name}, "spec": spec,
+        });
+        world.api.create("/apis/networking.k8s.io/v1/namespaces/default/networkpolicies", &object).ok()
+    };
+    policy("closed", json!({"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"]}));
+    becomes("the near one is kept out", &near, false);
+    becomes("the far one is kept out", &far, false);
+    policy("clients", json!({
+        "podSelector": {"matchLabels": {"app": "web"}},
+        "ingress": [{
+            "from": [{"podSelector": {"matchLabels": {"app": "client"}}}],
+            "ports": [{"port": "http"}],
+        }],
+    }));
+    becomes("the near one is let in again", &near, true);
+    becomes("the far one is let in again", &far, true);
+    policy("nowhere", json!({
+        "podSelector": {"matchLabels": {"app": "client"}}, "policyTypes": ["Egress"],
+    }));
+    becomes("the near one may go nowhere", &near, false);
+    becomes("the far one may go nowhere", &far, false);
+}
+
+#[test]
+fn without_the_master_a_node_goes_on_and_knows_its_own_pods() {
+    let mut world = World::with_nodes(2);
+    serve_on(&world, &["node-1", "node-2"]);
+    let address = web_service(&world);
+    let client = client_on(&world, "node-1");
+    let both = |client: &Client| {
+        let mut seen = BTreeSet::new();
+        until("both are met", || {
+            seen.insert(client.who(&address).0);
+            check(seen.len() == 2, || format!("{seen:?}"))
+        });
+    };
+    both(&client);
+    world.master.kill();
+    both(&client);
+    let dig = client.run("dig +short @10.43.0.10 web.default.svc.cluster.local").ok();
+    assert_eq!(dig.trim(), address);
+
+    // Its own pod stops to answer: the node sees that itself.
+    let at = world.at("node-1");
+    let web = world.agents[at].running().into_iter().find(|one| one.pod == "web-node-1").unwrap();
+    let stop = nix::sys::signal::Signal::SIGSTOP;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(web.pid as i32), stop).unwrap();
+    until("only the other board's is met", || {
+        let met: BTreeSet<String> = (0..6).map(|_| client.who(&address).0).collect();
+        check(met == BTreeSet::from(["web-node-2".to_owned()]), || format!("{met:?}"))
+    });
+    let go_on = nix::sys::signal::Signal::SIGCONT;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(web.pid as i32), go_on).unwrap();
+    both(&client);
+
+    // The board loses power; the master is still away.
+    world.lose_power(at);
+    world.boot(at);
+    let client = again(&world, client, "node-1");
+    until("the Service answers after the boot", || {
+        let answer = client.run(&format!("curl -s -m 3 http://{address}/cgi-bin/who"));
+        check(answer.out.contains("web-node-"), || format!("{} {}", answer.out, answer.err))
+    });
+    let dig = client.run("dig +short @10.43.0.10 web.default.svc.cluster.local").ok();
+    assert_eq!(dig.trim(), address);
+}
+
+/// A client whose board has booted.
+fn again(world: &World, client: Client, board: &str) -> Client {
+    let agent = &world.agents[world.at(board)];
+    until(&format!("{} runs again", client.name), || {
+        check(agent.running().iter().any(|one| one.pod == client.name), || agent.log())
+    });
+    client
 }
 
 #[test]

@@ -114,6 +114,11 @@ impl World {
 
     /// A master, a registry and ready nodes `node-1`, `node-2` and so on.
     pub(crate) fn with_nodes(n_nodes: u8) -> Self {
+        Self::with_nodes_that(n_nodes, "")
+    }
+
+    /// The same, with options for every agent.
+    pub(crate) fn with_nodes_that(n_nodes: u8, options: &str) -> Self {
         let place = Place::new();
         let network = Network::new(&place.name);
         let registry = Registry::start(&place.dir);
@@ -125,6 +130,7 @@ impl World {
             let at = world.add_board(&format!("node-{number}"));
             let token = world.token();
             world.agents[at].join(&world.network, &token).ok();
+            world.agents[at].give(options);
             world.start_agent(at);
         }
         for number in 1..=n_nodes {

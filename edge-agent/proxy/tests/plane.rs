@@ -56,10 +56,10 @@ fn everything_works_where_pods_are_captured(capture: Capture) {
         service("empty", TCP, "10.43.0.22:80", &[]),
         service("half", TCP, "10.43.0.23:80", &[&at(1, 9), &one, &at(2, 9)]),
         service("self", TCP, "10.43.0.24:80", &[&at(0, 8080)]),
-        service("far", TCP, "10.43.0.25:80", &["10.42.2.7:80"]),
+        node_port(30081, service("far", TCP, "10.43.0.25:80", &["10.42.2.7:80"])),
         service("lan", TCP, "10.43.0.26:80", &["192.0.2.9:8080"]),
         node_port(30053, service("dns", UDP, "10.43.0.27:53", &[&at(1, 8053)])),
-        service("udp-far", UDP, "10.43.0.28:53", &["10.42.2.7:53"]),
+        node_port(30054, service("udp-far", UDP, "10.43.0.28:53", &["10.42.2.7:53"])),
         service("udp-half", UDP, "10.43.0.29:53", &[&at(1, 9), &at(1, 8053)]),
         Service { is_api: true, ..service("kubernetes", TCP, "10.43.0.1:443", &[]) },
     ];
@@ -93,6 +93,7 @@ fn everything_works_where_pods_are_captured(capture: Capture) {
     check(&world.node, &one, GATEWAY);
     // A neighbour, at the node's ports.
     check(&world.outside, "192.0.2.1:30080", OUTSIDE);
+    check(&world.outside, "192.0.2.1:30081", &format!("{OUTSIDE} at far"));
     check(&world.outside, "192.0.2.1:8088", OUTSIDE);
     check(client, "192.0.2.1:30080", &me);
     check(&world.node, "127.0.0.1:30080", GATEWAY);
@@ -127,6 +128,7 @@ fn everything_works_where_pods_are_captured(capture: Capture) {
     check(client, "10.43.0.28:53", b"e", &format!("{me} at far e"));
     check(&world.node, "10.42.2.7:53", b"e", &format!("{GATEWAY} at far e"));
     check(&world.outside, "192.0.2.1:30053", b"f", &format!("{OUTSIDE} f"));
+    check(&world.outside, "192.0.2.1:30054", b"g", &format!("{OUTSIDE} at far g"));
     check(client, "10.43.0.10:53", b"name", &format!("{me} asked name"));
     let large = [b'x'; 9000];
     check(client, "10.43.0.27:53", &large, &format!("{me} {}", "x".repeat(9000)));

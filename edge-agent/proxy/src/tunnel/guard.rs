@@ -7,7 +7,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::links::Flow;
-use crate::table::{Net, Node, Peer};
+use crate::table::{Net, Node, Peer, Protocol};
 
 /// Why a flow is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,6 +36,9 @@ pub fn check(flow: &Flow, own: &Node, peer: &Peer) -> Result<(), Rejected> {
     if source.is_ipv4() != destination.is_ipv4() || !is_plain(source) || !is_plain(destination) {
         return Err(Rejected::Family(source, destination));
     }
+    if is_answer(flow, own, peer) {
+        return Ok(());
+    }
     let to_us = is_in(&own.pod_cidrs, destination) || own.addresses.contains(&destination);
     if !to_us || !is_usable(destination) || flow.destination.port() == 0 {
         return Err(Rejected::Destination(flow.destination));
@@ -54,6 +57,20 @@ pub fn check(flow: &Flow, own: &Node, peer: &Peer) -> Result<(), Rejected> {
     Ok(())
 }
 
+/// Whether it is the answer of an endpoint over there to a client of ours outside the
+/// cluster. The plane knows whether anybody has asked.
+fn is_answer(flow: &Flow, own: &Node, peer: &Peer) -> bool {
+    let (source, destination) = (flow.source.ip(), flow.destination.ip());
+    let inside = [&own.cluster_cidrs, &own.service_cidrs, &own.pod_cidrs, &peer.pod_cidrs];
+    flow.protocol == Protocol::Udp
+        && flow.is_external
+        && (is_in(&peer.pod_cidrs, source) || peer.addresses.contains(&source))
+        && !inside.iter().any(|nets| is_in(nets, destination))
+        && !own.addresses.contains(&destination)
+        && is_usable(destination)
+        && flow.destination.port() != 0
+}
+
 fn is_in(nets: &[Net], address: IpAddr) -> bool {
     nets.iter().any(|net| net.contains(address))
 }
@@ -67,7 +84,6 @@ fn is_usable(address: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::table::Protocol;
 
     fn own() -> Node {
         Node {
@@ -142,6 +158,28 @@ mod tests {
                 };
                 let got = check(&flow, &own(), &peer());
                 assert_eq!(got.is_ok(), expected, "{source} {destination} {is_external}: {got:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_endpoint_over_there_answers_clients_outside_in_datagrams() {
+        let cases = [
+            ("10.42.2.9:53", "203.0.113.9:4000", true),
+            ("192.168.7.2:53", "203.0.113.9:4000", true),
+            ("10.42.3.9:53", "203.0.113.9:4000", false),
+            ("10.42.2.9:53", "192.168.7.1:4000", false),
+            ("10.42.2.9:53", "10.42.1.5:4000", false),
+            ("10.42.2.9:53", "10.43.0.10:53", false),
+            ("10.42.2.9:53", "127.0.0.1:4000", false),
+            ("10.42.2.9:53", "203.0.113.9:0", false),
+        ];
+        for (source, destination, expected) in cases {
+            for protocol in [Protocol::Udp, Protocol::Tcp] {
+                let (source, destination) = (source.parse().unwrap(), destination.parse().unwrap());
+                let flow = Flow { protocol, source, destination, is_external: true };
+                let expected = expected && protocol == Protocol::Udp;
+                assert_eq!(check(&flow, &own(), &peer()).is_ok(), expected, "{flow:?}");
             }
         }
     }

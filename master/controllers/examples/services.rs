@@ -16,8 +16,8 @@ use serde_json::json;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// Changes that are timed.
-const CHANGES: usize = 2000;
+/// Changes that are timed; few, since the fake's watches look through its whole log.
+const CHANGES: usize = 200;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), ClusterError> {
@@ -59,6 +59,7 @@ async fn main() -> Result<(), ClusterError> {
     let run = tokio::spawn(run);
     settle(&cluster, 2 * n_services).await;
     let converged = begin.elapsed();
+    cluster.compact();
     let before = cluster.revision();
     let begin = Instant::now();
     for n in 0..CHANGES {
@@ -119,11 +120,14 @@ fn service(n: usize) -> api::Value {
 }
 
 fn pod(n: usize, n_services: usize) -> api::Value {
+    let set = n % n_services;
     json!({
-        "metadata": {"name": format!("pod-{n}"), "labels": {"app": format!("web-{}", n % n_services),
-            "tier": "backend", "pod-template-hash": "7f9c6d5b4d"}},
+        "metadata": {"name": format!("pod-{n}"), "labels": {"app": format!("web-{set}"),
+            "tier": "backend", "pod-template-hash": "7f9c6d5b4d"},
+            "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "controller": true,
+                "name": format!("web-{set}-7f9c6d5b4d"), "uid": format!("uid-{set}")}]},
         "spec": {"nodeName": format!("board-{:04}", n % 1000),
-            "containers": [{"name": "main", "image": "registry.local/web:1.0"}]},
+            "containers": [{"name": "main", "image": format!("registry.local/web-{set}:1.0")}]},
         "status": {"phase": "Running", "podIP": format!("10.42.{}.{}", n / 200, n % 200 + 2),
             "conditions": [{"type": "Ready", "status": "True"}]},
     })

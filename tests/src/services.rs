@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{World, run_program};
 use crate::harness::pods::{self, name, node};
-use crate::harness::process::{Output, run};
+use crate::harness::process::{Output, Process, run};
 use crate::harness::wait::{check, until};
 
 /// A web server that says which pod it is and whom it sees.
@@ -393,6 +393,95 @@ fn again(world: &World, client: Client, board: &str) -> Client {
         check(agent.running().iter().any(|one| one.pod == client.name), || agent.log())
     });
     client
+}
+
+/// A Deployment of [`WEB`] that ends as programs should: what it has begun it finishes.
+fn web_deployment(world: &World, replicas: u32) -> Value {
+    let mut pod = web_pod(world);
+    let graceful = format!("{} & trap 'sleep 1; exit 0' TERM; wait", WEB.replace("exec ", ""));
+    pod["spec"]["containers"][0]["command"] = json!(["/bin/sh", "-c", graceful]);
+    pod["spec"]["terminationGracePeriodSeconds"] = json!(10);
+    let mut deployment = pods::deployment("web", replicas, pod);
+    deployment["spec"]["strategy"] =
+        json!({"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}});
+    deployment
+}
+
+#[test]
+fn no_request_is_lost_in_rolling_updates_and_while_agents_and_proxies_are_replaced() {
+    let mut world = World::with_nodes(3);
+    world.create_deployment(&web_deployment(&world, 3));
+    world.app_becomes_ready("web", 3);
+    let address = web_service(&world);
+    let clients: Vec<Client> = BOARDS.iter().map(|board| client_on(&world, board)).collect();
+    for client in &clients {
+        client.who(&address);
+    }
+    // One line a request that failed, and at the end how many there were.
+    let load = format!(
+        "trap 'echo asked $n; exit' TERM; n=0; while true; do n=$((n+1)); \
+         curl -s -S -m 10 -o /dev/null http://{address}/cgi-bin/who 2>&1 || echo failed; done"
+    );
+    let mut loads: Vec<Process> = clients
+        .iter()
+        .map(|client| {
+            let log = world.dir().join(format!("{}.load", client.name));
+            Process::start(&mut client.command(&load), &log)
+        })
+        .collect();
+    for round in 0..2 {
+        world.kubectl("rollout restart deployment/web").ok();
+        world.kubectl("rollout status deployment/web --timeout=120s").ok();
+        for at in 0..3 {
+            let before = world.agents[at].proxies();
+            if round == 0 {
+                world.agents[at].kill();
+            } else {
+                world.agents[at].stop();
+                world.agents[at].upgrade();
+            }
+            world.start_agent(at);
+            if round == 1 {
+                until("another proxy serves", || {
+                    let now = world.agents[at].proxies();
+                    let is_other = now.len() == 1 && now != before;
+                    check(is_other, || format!("{before:?} {now:?}"))
+                });
+            } else {
+                assert_eq!(world.agents[at].proxies(), before, "the agent takes none along");
+            }
+        }
+    }
+    for (client, load) in clients.iter().zip(&mut loads) {
+        load.signal(nix::sys::signal::Signal::SIGTERM);
+        load.ended();
+        let said = load.log();
+        let asked = said.lines().find_map(|line| line.strip_prefix("asked "));
+        let asked: u32 = asked.and_then(|n| n.trim().parse().ok()).unwrap_or(0);
+        let failed = said.lines().filter(|line| line.contains("failed")).count();
+        assert!(asked > 100 && failed == 0, "{}: {failed} of {asked} failed:\n{said}", client.name);
+        eprintln!("{}: {asked} requests", client.name);
+    }
+}
+
+#[test]
+fn with_its_pods_and_its_agent_gone_nothing_of_the_data_plane_is_left() {
+    let mut world = World::with_nodes(1);
+    serve_on(&world, &["node-1"]);
+    let address = web_service(&world);
+    client_on(&world, "node-1").who(&address);
+    assert!(!world.agents[0].traces_of_proxy(&world.network).is_empty());
+    // The agent alone goes: the pods and the Services stay.
+    world.agents[0].stop();
+    assert_eq!(world.agents[0].proxies().len(), 1);
+    world.start_agent(0);
+    world.kubectl("delete pod --all --wait=true").ok();
+    world.agents[0].becomes_clean(&world.network);
+    world.agents[0].stop();
+    until("the board is as it was", || {
+        let traces = world.agents[0].traces_of_proxy(&world.network);
+        check(traces.is_empty(), || traces.join("\n"))
+    });
 }
 
 #[test]

@@ -27,6 +27,8 @@ pub(crate) struct Agent {
     registry: Option<String>,
     /// More options, separated by spaces.
     options: String,
+    /// The program, where it is not the one that all have.
+    program: Option<PathBuf>,
     process: Option<Process>,
 }
 
@@ -49,7 +51,17 @@ impl Agent {
         let variables = Vec::new();
         let name = name.to_owned();
         let options = String::new();
-        Self { name, number, flags, variables, dir, registry, options, process: None }
+        Self {
+            name,
+            number,
+            flags,
+            variables,
+            dir,
+            registry,
+            options,
+            program: None,
+            process: None,
+        }
     }
 
     pub(crate) fn state_dir(&self) -> PathBuf {
@@ -93,7 +105,7 @@ impl Agent {
             mount(Some("tmpfs"), &run_dir, Some("tmpfs"), flags, Some("mode=711"))
                 .expect("the tests run as root");
         }
-        let mut command = network.on_board(self.number, &program("pinnace-agent"));
+        let mut command = network.on_board(self.number, &self.program());
         command.arg("run").arg("--state-dir").arg(self.state_dir());
         command.arg("--run-dir").arg(self.run_dir()).args(["--node-name", &self.name]);
         command.arg("--config").arg(self.config_file());
@@ -180,16 +192,72 @@ impl Agent {
     pub(crate) fn clear(&mut self) {
         self.process = None;
         kill_all(
-            &[self.text(&self.state_dir()), self.text(&self.run_dir()), &self.cgroup()]
-                .map(|text| format!("{text}/"))
-                .each_ref()
-                .map(String::as_str),
+            &[
+                format!("{}/", self.text(&self.state_dir())),
+                format!("{}/", self.text(&self.run_dir())),
+                format!("{}/", self.cgroup()),
+                // The proxy's argument, which is the folder itself.
+                self.proxy_needle(),
+            ]
+            .each_ref()
+            .map(String::as_str),
         );
         for mount in self.mounts().iter().rev() {
             let _ = umount2(mount.as_path(), MntFlags::MNT_DETACH);
         }
         for folder in self.cgroups() {
             remove_cgroup(&folder);
+        }
+    }
+
+    /// What the command line of the board's proxy holds, and no other's.
+    fn proxy_needle(&self) -> String {
+        format!("proxy\0--state-dir\0{}\0", self.text(&self.state_dir()))
+    }
+
+    /// The proxies of the board that run.
+    pub(crate) fn proxies(&self) -> Vec<i32> {
+        processes(&[&self.proxy_needle()])
+    }
+
+    /// What the data plane has made on the board, by name; empty if nothing is there.
+    pub(crate) fn traces_of_proxy(&self, network: &Network) -> Vec<String> {
+        let mut traces: Vec<String> =
+            self.proxies().iter().map(|pid| format!("process {pid}")).collect();
+        for line in [
+            "ip rule",
+            "ip -6 rule",
+            "ip route show table all",
+            "ip -6 route show table all",
+            "nft list tables",
+        ] {
+            let out = network.output_on_board(self.number, line).out;
+            let is_ours = |line: &&str| {
+                ["10.42.", "10.43.", "lookup 101", "table 101", "pinnace"]
+                    .iter()
+                    .any(|sign| line.contains(sign))
+            };
+            traces.extend(out.lines().filter(is_ours).map(|found| format!("{line}: {found}")));
+        }
+        traces
+    }
+
+    /// Starts the next time as another program, as after an upgrade.
+    pub(crate) fn upgrade(&mut self) {
+        let copy = self.dir.join("pinnace-agent-upgraded");
+        fs::copy(self.program(), &copy).expect("the program is copied");
+        self.program = Some(copy);
+    }
+
+    fn program(&self) -> PathBuf {
+        self.program.clone().unwrap_or_else(|| program("pinnace-agent"))
+    }
+
+    /// Asks the agent to end, and waits until it has.
+    pub(crate) fn stop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.signal(nix::sys::signal::Signal::SIGTERM);
+            process.ended();
         }
     }
 

@@ -74,8 +74,7 @@ impl Streams {
                 CommandV1::OpenStream { ticket, stream } => (ticket, stream),
                 CommandV1::Relay { from, ticket } => {
                     // Where too much waits for the proxy, the other node asks again.
-                    let _dropped =
-                        requests.try_send(ToProxy::Relay { peer: from, ticket });
+                    let _dropped = requests.try_send(ToProxy::Relay { peer: from, ticket });
                     continue;
                 }
                 // The node's protocol has answered the others itself.

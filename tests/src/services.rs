@@ -7,10 +7,10 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::harness::{World, run_program};
 use crate::harness::pods::{self, name, node};
 use crate::harness::process::{Output, Process, run};
 use crate::harness::wait::{check, until};
+use crate::harness::{World, run_program};
 
 /// A web server that says which pod it is and whom it sees.
 const WEB: &str = "mkdir -p /tmp/www/cgi-bin && cd /tmp/www && \
@@ -125,7 +125,11 @@ fn all_reach_all(world: &World, boards: &[&str], sees_clients: bool) {
         let mut seen = BTreeSet::new();
         until(&format!("{board} has met all"), || {
             let (pod, by) = client.who(&address);
-            assert!(!sees_clients || by == client.address, "{pod} sees {by}, not {}", client.address);
+            assert!(
+                !sees_clients || by == client.address,
+                "{pod} sees {by}, not {}",
+                client.address
+            );
             seen.insert(pod);
             check(seen.len() == boards.len(), || format!("{seen:?}"))
         });
@@ -270,7 +274,8 @@ fn names_are_answered_as_everywhere_and_pods_reach_the_api() {
         client.name
     ));
     let ca = world.dir().join("ca.crt");
-    let read = format!("exec {} -- cat /var/run/secrets/kubernetes.io/serviceaccount/ca.crt", client.name);
+    let read =
+        format!("exec {} -- cat /var/run/secrets/kubernetes.io/serviceaccount/ca.crt", client.name);
     std::fs::write(&ca, world.kubectl(&read).ok()).unwrap();
     let me = client.run(&format!(
         "curl -s -m 5 --cacert {} -H \"Authorization: Bearer {}\" https://10.43.0.1/api",
@@ -321,23 +326,35 @@ fn policies_decide_who_comes_in_and_where_pods_go() {
             "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
             "metadata": {"name": name}, "spec": spec,
         });
-        world.api.create("/apis/networking.k8s.io/v1/namespaces/default/networkpolicies", &object).ok()
+        world
+            .api
+            .create("/apis/networking.k8s.io/v1/namespaces/default/networkpolicies", &object)
+            .ok()
     };
-    policy("closed", json!({"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"]}));
+    policy(
+        "closed",
+        json!({"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"]}),
+    );
     becomes("the near one is kept out", &near, false);
     becomes("the far one is kept out", &far, false);
-    policy("clients", json!({
-        "podSelector": {"matchLabels": {"app": "web"}},
-        "ingress": [{
-            "from": [{"podSelector": {"matchLabels": {"app": "client"}}}],
-            "ports": [{"port": "http"}],
-        }],
-    }));
+    policy(
+        "clients",
+        json!({
+            "podSelector": {"matchLabels": {"app": "web"}},
+            "ingress": [{
+                "from": [{"podSelector": {"matchLabels": {"app": "client"}}}],
+                "ports": [{"port": "http"}],
+            }],
+        }),
+    );
     becomes("the near one is let in again", &near, true);
     becomes("the far one is let in again", &far, true);
-    policy("nowhere", json!({
-        "podSelector": {"matchLabels": {"app": "client"}}, "policyTypes": ["Egress"],
-    }));
+    policy(
+        "nowhere",
+        json!({
+            "podSelector": {"matchLabels": {"app": "client"}}, "policyTypes": ["Egress"],
+        }),
+    );
     becomes("the near one may go nowhere", &near, false);
     becomes("the far one may go nowhere", &far, false);
 }
@@ -365,13 +382,15 @@ fn without_the_master_a_node_goes_on_and_knows_its_own_pods() {
     let at = world.at("node-1");
     let web = world.agents[at].running().into_iter().find(|one| one.pod == "web-node-1").unwrap();
     let stop = nix::sys::signal::Signal::SIGSTOP;
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(web.pid as i32), stop).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(web.pid).unwrap()), stop)
+        .unwrap();
     until("only the other board's is met", || {
         let met: BTreeSet<String> = (0..6).map(|_| client.who(&address).0).collect();
         check(met == BTreeSet::from(["web-node-2".to_owned()]), || format!("{met:?}"))
     });
     let go_on = nix::sys::signal::Signal::SIGCONT;
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(web.pid as i32), go_on).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(web.pid).unwrap()), go_on)
+        .unwrap();
     both(&client);
 
     // The board loses power; the master is still away.
@@ -402,8 +421,7 @@ fn web_deployment(world: &World, replicas: u32) -> Value {
     pod["spec"]["containers"][0]["command"] = json!(["/bin/sh", "-c", graceful]);
     pod["spec"]["terminationGracePeriodSeconds"] = json!(10);
     let mut deployment = pods::deployment("web", replicas, pod);
-    deployment["spec"]["strategy"] =
-        json!({"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}});
+    deployment["spec"]["strategy"] = json!({"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}});
     deployment
 }
 

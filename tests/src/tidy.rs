@@ -43,6 +43,7 @@ fn crates_depend_downwards_only() {
         agent -> image
         agent -> lower
         agent -> oci
+        agent -> proxy
         agent -> runtime
         agent -> wasm
         agent -> wire

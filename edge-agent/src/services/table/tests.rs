@@ -1,3 +1,5 @@
+//! The table in words: what a node is told, and what it makes of it.
+
 use super::*;
 
 use wire::network::{ClusterV1, EndpointPortV1, OperatorV1, PeerV1, RequirementV1, SelectorV1};

@@ -128,9 +128,8 @@ fn assemble(
         names: Arc::new(dns),
         table: Box::new(move |table| {
             told.set_table(table);
-            for conflict in names.set_table(Arc::clone(table)) {
-                tracing::warn!("{}", conflict.message);
-            }
+            // It says itself what of it cannot be followed.
+            let _said = names.set_table(Arc::clone(table));
         }),
         leave: Box::new(move || {
             let leaving = leaving.clone();

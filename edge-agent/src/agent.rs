@@ -396,8 +396,9 @@ async fn look(
         let own = Arc::clone(&changes.manifests.borrow_and_update());
         let folders = folders.clone();
         let egress = network.masquerade_error();
+        let capture = changes.proxy.borrow_and_update().as_ref().map(|status| status.capture);
         let mut findings =
-            tokio::task::spawn_blocking(move || nodeinfo::findings(&folders, egress))
+            tokio::task::spawn_blocking(move || nodeinfo::findings(&folders, egress, capture))
                 .await
                 .expect("looking does not panic");
         findings.extend(changes.short.borrow_and_update().iter().cloned());
@@ -409,7 +410,7 @@ async fn look(
         if !removals.problems.is_empty() {
             findings.push(("VolumesNotRemoved".to_owned(), removals.problems.join("; ")));
         }
-        if let Some(status) = &*changes.proxy.borrow_and_update() {
+        if let Some(status) = &*changes.proxy.borrow() {
             findings.extend(services::findings(status));
         }
         let list = images.list();

@@ -6,6 +6,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::Path;
 
+use proxy::control::Capture;
 use wire::node::NodeInfoV1;
 
 use crate::config::Folders;
@@ -45,7 +46,8 @@ pub fn read(folders: &Folders, labels: Vec<(String, String)>) -> io::Result<Node
         oci: doctor::has_overlay(&text(uname.release())),
         wasm: wasm::engine::local(),
         board: String::new(),
-        findings: findings(folders, None),
+        // Once the proxy has said how it takes what pods send, the whole is said again.
+        findings: findings(folders, None, Some(Capture::SkLookup)),
         images: Vec::new(),
         labels,
         static_pods: Vec::new(),
@@ -56,11 +58,17 @@ pub fn read(folders: &Folders, labels: Vec<(String, String)>) -> io::Result<Node
 }
 
 /// What is missing or wrong on the board: what [`doctor`] says, as conditions.
-/// `egress_error` is why pods have no way out, where the agent has seen that.
+/// `egress_error` is why pods have no way out, where the agent has seen that, and
+/// `capture` how the proxy takes what they send.
 #[must_use]
-pub fn findings(folders: &Folders, egress_error: Option<String>) -> Vec<Finding> {
+pub fn findings(
+    folders: &Folders,
+    egress_error: Option<String>,
+    capture: Option<Capture>,
+) -> Vec<Finding> {
     let mut facts = doctor::Facts::local(&folders.state, &folders.run);
     facts.egress_error = egress_error;
+    facts.capture = capture.map(|capture| (capture, String::new()));
     doctor::conditions(&facts)
 }
 

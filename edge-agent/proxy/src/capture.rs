@@ -131,6 +131,18 @@ pub(crate) async fn choose(sockets: &Sockets, forced: Option<Capture>) -> (Captu
     (made(Way::Listeners), reasons.join("; "))
 }
 
+/// Tries which way works on this machine, and takes it away again: the way, and why
+/// not the ones before it.
+///
+/// # Errors
+/// There are no sockets to lead anything to.
+pub async fn probe() -> io::Result<(Capture, String)> {
+    let sockets = Sockets::new()?;
+    let (capturing, reasons) = choose(&sockets, None).await;
+    // Until a table is in force nothing is captured, and no rule is there to remove.
+    Ok((capturing.capture(), reasons))
+}
+
 impl Capturing {
     pub(crate) fn capture(&self) -> Capture {
         match self.way {

@@ -20,6 +20,7 @@ pub mod links;
 pub mod table;
 pub mod tunnel;
 
+pub use capture::probe;
 pub use plane::{OnTable, Parts};
 pub use run::{RunError, SOCKET, Settings, run};
 

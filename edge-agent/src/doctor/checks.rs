@@ -1,6 +1,8 @@
 //! The checks: one function a finding, from facts to what is wrong and how to
 //! mend it. Pure; the table [`CHECKS`] is all there is.
 
+use proxy::control::Capture;
+
 use super::facts::{CertificateFacts, Facts, LinkFacts};
 use super::{Problem, Severity};
 
@@ -61,8 +63,9 @@ pub(crate) const CHECKS: &[Check] = &[
     condition("Seccomp", "the kernel filters system calls", seccomp),
     condition("Landlock", "the kernel has Landlock", landlock),
     doctor_only("UserNamespaces", "user namespaces are on", user_namespaces),
-    condition("PodEgress", "pods can be masqueraded", pod_egress),
-    doctor_only("Tproxy", "the kernel can redirect connections", tproxy),
+    condition("PodEgress", "pods have a way out", pod_egress),
+    // As a condition it is DataPlaneDegraded, from the proxy itself.
+    doctor_only("DataPlane", "what pods send is taken at the kernel's socket lookup", data_plane),
     condition("ClockImplausible", "the clock is plausible", clock),
     condition("DiskReadOnly", "the state folder can be written", read_only),
     // As a condition it is DiskPressure, with a memory of its own.
@@ -208,6 +211,10 @@ fn user_namespaces(facts: &Facts) -> Option<Problem> {
 }
 
 fn pod_egress(facts: &Facts) -> Option<Problem> {
+    if matches!(facts.capture, Some((Capture::SkLookup | Capture::Tproxy, _))) {
+        // The proxy is their way out.
+        return None;
+    }
     if let Some(why) = &facts.egress_error {
         return warning(
             format!("pods reach nothing beyond this node: {why}"),
@@ -223,15 +230,23 @@ fn pod_egress(facts: &Facts) -> Option<Problem> {
     )
 }
 
-fn tproxy(facts: &Facts) -> Option<Problem> {
-    if facts.has_tproxy != Some(false) {
-        return None;
+fn data_plane(facts: &Facts) -> Option<Problem> {
+    let (capture, why) = facts.capture.as_ref()?;
+    match capture {
+        Capture::SkLookup | Capture::None => None,
+        Capture::Tproxy => note(
+            format!("nftables' TPROXY takes what pods send, for lack of a better way: {why}"),
+            "use a kernel of 5.9 or newer with CONFIG_BPF_SYSCALL, as Raspberry Pi OS has",
+        ),
+        Capture::Listeners => warning(
+            format!(
+                "Services have a listener each, servers see the node's address, and pods of \
+                 other nodes are reached through Services only: {why}"
+            ),
+            "sudo apt-get install nftables; sudo modprobe -a nft_tproxy nft_socket; or use a \
+             kernel with CONFIG_BPF_SYSCALL",
+        ),
     }
-    note(
-        "the kernel has neither BPF sk_lookup nor nftables' tproxy: Services get listeners on \
-         each address instead",
-        "sudo modprobe nft_tproxy, or use a kernel with CONFIG_NFT_TPROXY",
-    )
 }
 
 fn clock(facts: &Facts) -> Option<Problem> {

@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use proxy::control::Capture;
 use runtime::cgroup::{CgroupSupport, Hierarchies};
 use rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -31,7 +32,9 @@ pub struct Facts {
     pub(super) has_landlock: Option<bool>,
     pub(super) has_user_namespaces: bool,
     pub(super) has_nft: bool,
-    pub(super) has_tproxy: Option<bool>,
+    /// How the proxy takes what pods send, and why not better; `None` where that was
+    /// not tried.
+    pub capture: Option<(Capture, String)>,
     /// Why pods have no way out, as the running agent saw it.
     pub egress_error: Option<String>,
     pub(super) clock: ClockFacts,
@@ -127,7 +130,7 @@ impl Facts {
             has_user_namespaces: Path::new("/proc/self/ns/user").exists()
                 && number("/proc/sys/user/max_user_namespaces") != Some(0),
             has_nft: !crate::network::nft_is_missing(),
-            has_tproxy: has_tproxy(&release, has_bpf),
+            capture: None,
             egress_error: None,
             clock: ClockFacts { wall_s: runtime::now_ms() / 1000, known_past_s },
             state_mount: mount_of(state_dir),
@@ -192,15 +195,6 @@ fn has_module(release: &str, name: &str) -> Option<bool> {
     }
     let needle = format!("/{name}.ko");
     Some(lists.iter().any(|list| list.contains(&needle)))
-}
-
-fn has_tproxy(release: &str, has_bpf: bool) -> Option<bool> {
-    let version: Vec<u32> = release.split(['.', '-']).map_while(|part| part.parse().ok()).collect();
-    // sk_lookup came with 5.9.
-    if has_bpf && version.as_slice() >= [5, 9].as_slice() {
-        return Some(true);
-    }
-    has_module(release, "nft_tproxy")
 }
 
 /// When this program was made, as far as its file says.

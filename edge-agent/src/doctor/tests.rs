@@ -1,6 +1,7 @@
 //! A healthy board has no findings, and every fault alone has exactly its own.
 
 use expect_test::{Expect, expect};
+use proxy::control::Capture;
 use runtime::cgroup::CgroupSupport;
 
 use super::facts::{
@@ -29,7 +30,7 @@ fn healthy() -> Facts {
         has_landlock: Some(true),
         has_user_namespaces: true,
         has_nft: true,
-        has_tproxy: Some(true),
+        capture: None,
         egress_error: None,
         clock: ClockFacts { wall_s: NOW_S, known_past_s: NOW_S - 1000 },
         state_mount: MountFacts {
@@ -139,7 +140,8 @@ fn every_fault_alone_is_one_finding() {
         (Box::new(|f| f.has_user_namespaces = false), "Note UserNamespaces"),
         (Box::new(|f| f.has_nft = false), "Warning PodEgress"),
         (Box::new(|f| f.egress_error = Some("no table".into())), "Warning PodEgress"),
-        (Box::new(|f| f.has_tproxy = Some(false)), "Note Tproxy"),
+        (Box::new(|f| f.capture = Some((Capture::Tproxy, "old".into()))), "Note DataPlane"),
+        (Box::new(|f| f.capture = Some((Capture::Listeners, "old".into()))), "Warning DataPlane"),
         (Box::new(|f| f.clock.wall_s = 12), "Warning ClockImplausible"),
         (Box::new(|f| f.clock.wall_s += 10 * 365 * 86_400), "Warning ClockImplausible"),
         (Box::new(|f| f.clock.known_past_s += 30 * 86_400), "Warning ClockImplausible"),
@@ -187,7 +189,7 @@ fn one_endpoint_that_answers_is_enough_and_what_cannot_be_seen_is_no_fault() {
         failed: Some((Stage::Dns, "no such name".into())),
     });
     facts.has_landlock = None;
-    facts.has_tproxy = None;
+    facts.capture = None;
     facts.limits = LimitFacts::default();
     facts.disks = vec![DiskFacts::default()];
     assert_eq!(Report::of(&facts).findings, []);

@@ -42,6 +42,8 @@ const GATHER: Duration = Duration::from_millis(5);
 /// Pause between two tries to reach the proxy, doubled to [`RETRY_MAX`].
 const RETRY_FIRST: Duration = Duration::from_millis(5);
 const RETRY_MAX: Duration = Duration::from_secs(2);
+/// Pause before it is looked whether a successor answers yet.
+const REPLACE_PAUSE: Duration = Duration::from_millis(20);
 /// After this time without an answer another one is started.
 const START_WAIT: Duration = Duration::from_secs(5);
 /// How long it may take to leave.
@@ -117,6 +119,7 @@ pub fn keep(
         requests: wanted,
         generation: 0,
         last: None,
+        replaced: None,
         stop,
     };
     (Handle { status, requests }, keeper.run())
@@ -130,6 +133,8 @@ struct Keeper {
     requests: mpsc::Receiver<ToProxy>,
     generation: u64,
     last: Option<proxy::table::Table>,
+    /// When a successor was last started.
+    replaced: Option<tokio::time::Instant>,
     stop: CancellationToken,
 }
 
@@ -173,11 +178,18 @@ impl Keeper {
     }
 
     /// Connects to the proxy; starts one where there is none, or `replace` asks for it.
-    async fn connect(&self, replace: bool) -> UnixStream {
+    async fn connect(&mut self, replace: bool) -> UnixStream {
         let socket = self.settings.run_dir.join(proxy::SOCKET);
         let mut started: Option<tokio::time::Instant> = None;
         let mut wait = RETRY_FIRST;
-        let mut must_start = replace;
+        // The old one answers until it has handed over; one successor is enough.
+        let is_on_its_way = self.replaced.is_some_and(|at| at.elapsed() < START_WAIT);
+        let mut must_start = replace && !is_on_its_way;
+        if must_start {
+            self.replaced = Some(tokio::time::Instant::now());
+        } else if replace {
+            tokio::time::sleep(REPLACE_PAUSE).await;
+        }
         loop {
             if !must_start && let Ok(stream) = UnixStream::connect(&socket).await {
                 return stream;

@@ -232,10 +232,11 @@ impl DesiredSet {
         Ok(true)
     }
 
-    /// Takes newer common items. Their revision must be above that of every set.
+    /// Takes newer common items. Their revision must be above that of every set that a
+    /// node was told of.
     pub fn set_common(&mut self, common: &Arc<Common>) {
         if common.revision > self.common.revision {
-            debug_assert!(common.revision > self.revision, "two sets of one revision");
+            debug_assert!(common.revision >= self.revision, "the set would become older");
             self.common = Arc::clone(common);
             self.moved(common.revision);
         }
@@ -460,6 +461,17 @@ mod tests {
         let upsert: Vec<u8> = delta.upsert.iter().map(|item| item.uid[0]).collect();
         assert_eq!((upsert, delta.remove), (vec![201, 202], vec![[200; 16]]));
         assert_eq!(desired.replace(&set(20, &[(2, 1)])), Err(SetError::SameRevision(20)));
+    }
+
+    #[test]
+    fn both_halves_may_change_at_one_revision() {
+        let common = Common::default().replaced(&common_items(&[(200, 1)]), 10).unwrap().unwrap();
+        let mut desired = DesiredSet::new(&set(10, &[(1, 3)]), Arc::new(common.clone())).unwrap();
+        desired.replace(&set(20, &[(1, 4)])).unwrap();
+        let next = common.replaced(&common_items(&[(200, 2)]), 20).unwrap().unwrap();
+        desired.set_common(&Arc::new(next));
+        let Message::Delta(delta) = message(&desired.delta(10).unwrap()) else { panic!("no delta") };
+        assert_eq!((delta.upsert.len(), delta.revision), (2, 20));
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub struct Dispatcher {
     common: Arc<Common>,
     /// Newest revision of any set.
     newest: u64,
+    /// The same at the last poll: no node has heard of a newer one.
+    told: u64,
     nodes: HashMap<Arc<str>, Slot>,
     touched: BTreeSet<Arc<str>>,
     due: BTreeSet<(Duration, Arc<str>)>,
@@ -42,6 +44,7 @@ impl Dispatcher {
             epoch,
             common: Arc::default(),
             newest: 0,
+            told: 0,
             nodes: HashMap::new(),
             touched: BTreeSet::new(),
             due: BTreeSet::new(),
@@ -64,13 +67,14 @@ impl Dispatcher {
     /// before.
     ///
     /// # Errors
-    /// As [`Common::replaced`], and where a set has that revision already.
+    /// As [`Common::replaced`], and where a node may have been told of a set of that
+    /// revision already.
     pub fn set_common(&mut self, items: &[ItemV1], revision: u64) -> Result<bool, SetError> {
         let Some(common) = self.common.replaced(items, revision)? else { return Ok(false) };
-        if revision <= self.newest {
+        if revision <= self.told {
             return Err(SetError::SameRevision(revision));
         }
-        self.newest = revision;
+        self.newest = self.newest.max(revision);
         self.common = Arc::new(common);
         for (name, slot) in &mut self.nodes {
             slot.node.set_common(&self.common);
@@ -148,6 +152,7 @@ impl Dispatcher {
 
     /// What there is to do now, and for which node.
     pub fn poll(&mut self, now: Duration) -> Vec<(Arc<str>, Output)> {
+        self.told = self.newest;
         let later = self.due.split_off(&(now + Duration::from_nanos(1), Arc::from("")));
         let due = std::mem::replace(&mut self.due, later);
         let mut names = std::mem::take(&mut self.touched);
@@ -194,5 +199,34 @@ impl Dispatcher {
             Slot { node, due: None }
         });
         &mut slot.node
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wire::set::BodyV1;
+
+    use super::*;
+
+    fn item(uid: u8, generation: u64) -> ItemV1 {
+        ItemV1 { uid: [uid; 16], generation, body: BodyV1::Service(Box::default()) }
+    }
+
+    #[test]
+    fn common_items_get_a_revision_that_no_node_has_heard_of() {
+        let mut fleet = Dispatcher::new(7);
+        let own = SnapshotV1 { epoch: 7, revision: 10, items: vec![item(1, 1)] };
+        fleet.set("a", &own).unwrap();
+        // Made in one go with the node's own items.
+        assert_eq!(fleet.set_common(&[item(2, 1)], 10), Ok(true));
+        assert_eq!(fleet.set_common(&[item(2, 1)], 10), Ok(false), "the same");
+        fleet.poll(Duration::ZERO);
+        assert_eq!(fleet.set_common(&[item(2, 2)], 10), Err(SetError::SameRevision(10)));
+        assert_eq!(fleet.set_common(&[item(2, 2)], 11), Ok(true));
+        assert_eq!(fleet.node("a").map(NodeDispatcher::revision), Some(11));
+        // A node that comes later has them from the start.
+        let late = SnapshotV1 { epoch: 7, revision: 5, items: vec![] };
+        fleet.set("b", &late).unwrap();
+        assert_eq!(fleet.node("b").map(NodeDispatcher::revision), Some(11));
     }
 }

@@ -261,7 +261,7 @@ impl NodeDispatcher {
     }
 
     /// Takes the newest items that every node has. Their revision must be above that of
-    /// every set.
+    /// every set that the node was told of.
     pub fn set_common(&mut self, common: &Arc<Common>) {
         self.common = Arc::clone(common);
         if let Some(set) = &mut self.set {

@@ -129,6 +129,9 @@ impl World {
                     self.master.change_a_set(&mut self.rng, &name, &mut self.ledger);
                 }
             }
+            if self.rng.one_in(10) && self.master.dispatcher.is_some() {
+                self.master.change_the_network(&mut self.rng, &mut self.ledger);
+            }
             if self.rng.one_in(8) {
                 self.boards[at].change_a_pod(&mut self.rng);
             }

@@ -40,6 +40,8 @@ pub(crate) struct Store {
     pub(crate) epoch: Epoch,
     pub(crate) revision: u64,
     pub(crate) nodes: BTreeMap<String, NodeState>,
+    /// What every node is told: Services, with their generations.
+    pub(crate) services: BTreeMap<Uid, u64>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -65,7 +67,7 @@ impl Master {
     pub(crate) fn new(epoch: Epoch, nodes: &[String], large_bytes: usize) -> Self {
         let nodes = nodes.iter().map(|name| (name.clone(), NodeState::default())).collect();
         Self {
-            store: Store { epoch, revision: 1, nodes },
+            store: Store { epoch, revision: 1, nodes, services: BTreeMap::new() },
             backup: None,
             dispatcher: None,
             storing: Vec::new(),
@@ -79,6 +81,7 @@ impl Master {
         for node in self.store.nodes.keys().cloned().collect::<Vec<_>>() {
             self.lower(&node, ledger);
         }
+        self.lower_common(ledger);
     }
 
     pub(crate) fn kill(&mut self) {
@@ -128,6 +131,27 @@ impl Master {
             _ => {}
         }
         self.lower(node, ledger);
+    }
+
+    /// Adds, changes or removes a Service, of which every node is told.
+    pub(crate) fn change_the_network(&mut self, rng: &mut Rng, ledger: &mut Ledger) {
+        self.store.revision += 1 + rng.below(3);
+        let (revision, services) = (self.store.revision, &mut self.store.services);
+        let picked = usize::try_from(rng.below(services.len().max(1) as u64)).unwrap();
+        let picked = services.keys().nth(picked).copied();
+        match (rng.below(3), picked) {
+            (0, Some(uid)) => {
+                services.remove(&uid);
+            }
+            (1, Some(uid)) => {
+                services.insert(uid, revision);
+            }
+            _ if services.len() < 6 => {
+                services.insert(rng.uid(), revision);
+            }
+            _ => {}
+        }
+        self.lower_common(ledger);
     }
 
     /// Sends a command; where the node is away it is not sent at all.
@@ -213,20 +237,52 @@ impl Master {
 
     /// Turns what is stored into the node's set.
     fn lower(&mut self, node: &str, ledger: &mut Ledger) {
-        let (Some(dispatcher), Some(state)) = (&mut self.dispatcher, self.store.nodes.get(node))
-        else {
-            return;
-        };
+        let (epoch, revision) = (self.store.epoch, self.store.revision);
+        let items = self.own_items(node);
+        let Some(dispatcher) = &mut self.dispatcher else { return };
+        match dispatcher.set(node, &SnapshotV1 { epoch, revision, items }) {
+            Ok(_) => self.record(node, ledger),
+            Err(error) => ledger.check(false, || format!("{node}: {error}")),
+        }
+    }
+
+    /// Turns what is stored into what every node is told.
+    fn lower_common(&mut self, ledger: &mut Ledger) {
+        let (items, revision) = (self.common_items(), self.store.revision);
+        let Some(dispatcher) = &mut self.dispatcher else { return };
+        if let Err(error) = dispatcher.set_common(&items, revision) {
+            ledger.check(false, || format!("common items: {error}"));
+        }
+        for node in self.store.nodes.keys() {
+            self.record(node, ledger);
+        }
+    }
+
+    /// Writes down what the node's set is now.
+    fn record(&self, node: &str, ledger: &mut Ledger) {
+        let known = self.dispatcher.as_ref().and_then(|dispatcher| dispatcher.node(node));
+        let Some(revision) = known.map(dispatch::NodeDispatcher::revision) else { return };
+        let items = [self.own_items(node), self.common_items()].concat();
+        ledger.made(node, &SnapshotV1 { epoch: self.store.epoch, revision, items });
+    }
+
+    fn own_items(&self, node: &str) -> Vec<ItemV1> {
         let mut items = vec![config()];
         if self.large_bytes > 0 {
             items.push(large(self.large_bytes));
         }
-        items.extend(state.pods.iter().map(|(uid, pod)| item(*uid, pod)));
-        let set = SnapshotV1 { epoch: self.store.epoch, revision: self.store.revision, items };
-        match dispatcher.set(node, &set) {
-            Ok(_) => ledger.made(node, &set),
-            Err(error) => ledger.check(false, || format!("{node}: {error}")),
-        }
+        let pods = self.store.nodes.get(node).into_iter().flat_map(|state| &state.pods);
+        items.extend(pods.map(|(uid, pod)| item(*uid, pod)));
+        items
+    }
+
+    fn common_items(&self) -> Vec<ItemV1> {
+        let service = |(uid, generation): (&Uid, &u64)| ItemV1 {
+            uid: *uid,
+            generation: *generation,
+            body: BodyV1::Service(Box::default()),
+        };
+        self.store.services.iter().map(service).collect()
     }
 }
 

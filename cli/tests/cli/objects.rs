@@ -321,7 +321,7 @@ async fn objects_are_shown_as_in_kubectl() {
         )
         .await;
     cluster.check("get pots", expect![[r#"
-        error: the server doesn't have a resource type "pots": it has configmaps, events, namespaces, nodes, persistentvolumeclaims, persistentvolumes, pods, secrets, serviceaccounts, deployments, replicasets, leases, nodes, pods, runtimeclasses, storageclasses
+        error: the server doesn't have a resource type "pots": it has configmaps, endpoints, events, namespaces, nodes, persistentvolumeclaims, persistentvolumes, pods, secrets, serviceaccounts, services, deployments, replicasets, leases, endpointslices, nodes, pods, nodepaths, networkpolicies, runtimeclasses, storageclasses
         exit 1
     "#]]).await;
     cluster

@@ -147,7 +147,7 @@ fn pinned(program: &str) -> Command {
 
 fn haproxy(world: &World, name: &str, above: u16, option: &str) -> anyhow::Result<Child> {
     let mut text = format!(
-        "global\n nbthread 1\n maxconn 9600\ndefaults\n mode tcp\n maxconn 9600\n {option}\n \
+        "global\n nbthread 1\n maxconn 9600\n maxpipes 64\ndefaults\n mode tcp\n maxconn 9600\n {option}\n \
          timeout connect 5s\n timeout client 1h\n timeout server 1h\n"
     );
     for port in PORTS {

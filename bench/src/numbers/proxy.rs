@@ -171,7 +171,7 @@ fn nginx(world: &World, above: u16) -> anyhow::Result<Child> {
         "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\ndaemon off;\n\
          master_process off;\nworker_processes 1;\nworker_rlimit_nofile 20000;\n\
          pid {0}/pid;\nerror_log stderr;\nevents {{ worker_connections 19500; }}\n\
-         stream {{\n tcp_nodelay on;\n proxy_timeout 1h;\n",
+         stream {{\n tcp_nodelay on;\n proxy_half_close on;\n proxy_timeout 1h;\n",
         folder.display()
     );
     for port in PORTS {

@@ -10,7 +10,9 @@
 )]
 
 mod client;
+mod load;
 mod numbers;
+mod plane;
 mod proc;
 mod report;
 mod rival;
@@ -113,6 +115,45 @@ enum Number {
         #[arg(long, default_value_t = 100)]
         megabytes: usize,
     },
+    /// Pod to Service to pod on a node, beside HAProxy, nginx and the kernel's DNAT
+    Proxy {
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        /// Sent over one connection in each round of each proxy
+        #[arg(long, default_value_t = 1_000)]
+        megabytes: usize,
+        /// Small requests in each round of each proxy
+        #[arg(long, default_value_t = 10_000)]
+        requests: usize,
+        /// New connections in each round of each proxy
+        #[arg(long, default_value_t = 4_000)]
+        connections: usize,
+    },
+    /// What each way between two nodes costs, beside plain TCP
+    Links {
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        #[arg(long, default_value_t = 500)]
+        megabytes: usize,
+        #[arg(long, default_value_t = 2_000)]
+        connections: usize,
+    },
+    /// Names answered a second, beside dnsmasq
+    Dns {
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        #[arg(long, default_value_t = 10_000)]
+        services: u32,
+        /// Questions in each round of each server
+        #[arg(long, default_value_t = 200_000)]
+        queries: usize,
+    },
+    /// From an endpoint's change to the first new connection that follows it
+    Endpoint {
+        /// Changes with each number of Services
+        #[arg(long, default_value_t = 200)]
+        changes: usize,
+    },
     /// Removes what a run that was killed has left
     Clean,
 }
@@ -159,6 +200,19 @@ fn main() -> anyhow::Result<()> {
         Number::Reach { commands, megabytes } => in_world(&name, async move |world| {
             numbers::reach::measure(world, commands, megabytes).await
         })?,
+        Number::Proxy { rounds, megabytes, requests, connections } => {
+            let amount = numbers::proxy::Amount { rounds, megabytes, requests, connections };
+            in_world(&name, async move |world| numbers::proxy::measure(world, amount).await)?;
+        }
+        Number::Links { rounds, megabytes, connections } => in_world(&name, async move |world| {
+            numbers::links::measure(world, rounds, megabytes, connections)
+        })?,
+        Number::Dns { rounds, services, queries } => in_world(&name, async move |world| {
+            numbers::dns::measure(world, rounds, services, queries).await
+        })?,
+        Number::Endpoint { changes } => {
+            in_world(&name, async move |world| numbers::endpoint::measure(world, changes).await)?;
+        }
         Number::Clean => {}
     }
     report::end();

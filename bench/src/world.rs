@@ -47,6 +47,30 @@ struct Board {
     agent: Option<Child>,
 }
 
+/// A network namespace.
+#[derive(Debug, Clone)]
+pub(crate) struct Host {
+    namespace: PathBuf,
+}
+
+impl Host {
+    /// Where it is mounted.
+    pub(crate) fn path(&self) -> &Path {
+        &self.namespace
+    }
+
+    /// Brings this thread there.
+    pub(crate) fn enter(&self) -> anyhow::Result<()> {
+        let inside = File::open(&self.namespace).context("the namespace is gone")?;
+        Ok(setns(inside, CloneFlags::CLONE_NEWNET)?)
+    }
+
+    /// Runs a line of words there.
+    pub(crate) fn line(&self, words: &str) -> anyhow::Result<String> {
+        line(&format!("nsenter --net={} {words}", self.namespace.display()))
+    }
+}
+
 /// The workspace.
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("bench/ is in the workspace")
@@ -85,7 +109,8 @@ pub(crate) fn run(command: &mut Command) -> anyhow::Result<String> {
     Ok(text(&output.stdout))
 }
 
-fn line(line: &str) -> anyhow::Result<String> {
+/// Runs a line of words at the hub.
+pub(crate) fn line(line: &str) -> anyhow::Result<String> {
     let mut words = line.split_whitespace();
     run(Command::new(words.next().unwrap_or_default()).args(words))
 }
@@ -136,6 +161,18 @@ impl World {
         let path = self.dir.join(format!("{name}.log"));
         let file = File::options().create(true).append(true).open(&path);
         Ok(file.with_context(|| format!("cannot write {}", path.display()))?.into())
+    }
+
+    /// A host of its own, with a link `eth0` to the link of its name at the hub, on which
+    /// nothing is set up yet.
+    pub(crate) fn host(&self, name: &str) -> anyhow::Result<Host> {
+        // By which `clean` knows it.
+        fs::create_dir_all(state_dir(&self.name, name))?;
+        let host = Host { namespace: PathBuf::from(format!("/run/netns/{}-{name}", self.name)) };
+        line(&format!("ip netns add {}-{name}", self.name))?;
+        line(&format!("ip link add {name} type veth peer name eth0 netns {}-{name}", self.name))?;
+        host.line("ip link set lo up")?;
+        Ok(host)
     }
 
     /// Starts a program at the hub.

@@ -50,6 +50,7 @@ fn crates_depend_downwards_only() {
         apiserver -> api
         apiserver -> store
         bench -> image
+        bench -> proxy
         cli -> api
         cli -> image
         cli -> store

@@ -29,7 +29,7 @@ pub(crate) async fn measure(world: &mut World, changes: usize) -> anyhow::Result
     let mut generation = 0;
     for n_services in SERVICES {
         let table = |generation: u64| {
-            let ready = SERVERS[usize::from(generation % 2 == 0)];
+            let ready = SERVERS[usize::from(generation.is_multiple_of(2))];
             let pods = SERVERS.map(|pod| (pod, pod == ready));
             plane::table(generation, &pods, n_services).map(|table| (ready, table))
         };

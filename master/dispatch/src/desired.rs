@@ -470,7 +470,9 @@ mod tests {
         desired.replace(&set(20, &[(1, 4)])).unwrap();
         let next = common.replaced(&common_items(&[(200, 2)]), 20).unwrap().unwrap();
         desired.set_common(&Arc::new(next));
-        let Message::Delta(delta) = message(&desired.delta(10).unwrap()) else { panic!("no delta") };
+        let Message::Delta(delta) = message(&desired.delta(10).unwrap()) else {
+            panic!("no delta")
+        };
         assert_eq!((delta.upsert.len(), delta.revision), (2, 20));
     }
 

@@ -29,7 +29,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nix::sched::CloneFlags;
-use nix::sys::signal::{SigHandler, Signal};
+use nix::sys::signal::Signal;
 use nix::unistd::{ForkResult, Gid, Uid};
 use oci_spec::runtime::Spec;
 use rustix::net::{
@@ -297,16 +297,6 @@ impl Plan {
         }
         Ok(())
     }
-}
-
-/// Undoes what Rust's runtime did to this process, and a program would inherit:
-/// SIGPIPE ignored, so that the writers of a pipe never end.
-///
-/// # Errors
-/// Never, on Linux.
-pub(crate) fn reset_signals() -> nix::Result<()> {
-    // SAFETY: the default disposition is no function of ours.
-    unsafe { nix::sys::signal::signal(Signal::SIGPIPE, SigHandler::SigDfl) }.map(drop)
 }
 
 /// Makes them the standard streams of this process.

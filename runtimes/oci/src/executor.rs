@@ -73,7 +73,8 @@ impl Failure {
 
 impl Confined {
     fn confine(&self) -> Result<(), String> {
-        crate::exec::reset_signals().map_err(|error| format!("reset SIGPIPE: {error}"))?;
+        // Rust's runtime ignores SIGPIPE, so that the writers of a pipe would never end.
+        runtime::default_signals(&[]);
         let filter = || match &self.filter {
             Some(filter) => {
                 seccomp::install(filter).map_err(|error| format!("set the seccomp filter: {error}"))

@@ -32,7 +32,7 @@ mod terminal;
 pub use exec::{
     ExecHandle, ExecOutput, ExecRequest, ExecStdio, WindowSize, exec_main, exec_output,
 };
-pub use process::now_ms;
+pub use process::{default_signals, now_ms};
 pub use shim::{Launcher, shim_main};
 pub use spec::{
     ArtifactSignature, ContainerSpec, Mount, PidNamespace, Propagation, Resources, Sandbox,

@@ -18,6 +18,17 @@ pub fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Gives every signal but those of `except` its default effect: a program inherits
+/// which ones are ignored. Whoever starts an agent with `nohup` ignores SIGHUP, and
+/// a terminal would never hang up.
+pub fn default_signals(except: &[i32]) {
+    for signal in (1..=libc::SIGRTMAX()).filter(|signal| !except.contains(signal)) {
+        // SAFETY: the default effect is no function of ours. It fails for SIGKILL and
+        // SIGSTOP, whose effect is never another, and for those of the C library.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
+
 /// The kernel's random name for this boot; empty where /proc has none.
 pub(crate) fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()

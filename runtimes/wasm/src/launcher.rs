@@ -119,6 +119,8 @@ impl Launcher for WasmLauncher {
         // SAFETY: a shim has one thread, so no lock can be held by another.
         match unsafe { fork() }.map_err(|err| failed("cannot start a process", &err))? {
             ForkResult::Child => {
+                // A guest hears of a broken pipe as of any other error.
+                runtime::default_signals(&[libc::SIGPIPE]);
                 let streams = [stdin.as_ref(), Some(&out), Some(&err)];
                 let streams = streams.map(|stream| stream.map(AsRawFd::as_raw_fd));
                 let begun = die_with(shim)

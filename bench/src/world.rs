@@ -368,7 +368,8 @@ fn cgroup(name: &str, board: &str) -> String {
     let state = fs::canonicalize(&state).unwrap_or(state);
     let path = state.as_os_str().as_encoded_bytes();
     let hash = ring::digest::digest(&ring::digest::SHA256, path);
-    format!("pinnace-{:02x}{:02x}", hash.as_ref()[0], hash.as_ref()[1])
+    let hex: String = hash.as_ref()[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("pinnace-{hex}")
 }
 
 fn board_pids(name: &str, board: &str) -> Vec<u32> {

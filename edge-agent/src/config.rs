@@ -98,11 +98,16 @@ impl Folders {
         Ok((folders, locks))
     }
 
-    /// Names what this agent shares with the machine: 4 hex of the state folder's hash.
+    /// Names what this agent shares with the machine: 4 hex of the state folder's hash,
+    /// since links have room for no more.
     #[must_use]
     pub fn tag(&self) -> String {
+        self.hash(2)
+    }
+
+    fn hash(&self, length: usize) -> String {
         let path = self.state.as_os_str().as_encoded_bytes();
-        id::hex(&ring::digest::digest(&ring::digest::SHA256, path).as_ref()[..2])
+        id::hex(&ring::digest::digest(&ring::digest::SHA256, path).as_ref()[..length])
     }
 
     /// The cgroup above all pods, in every hierarchy.
@@ -111,7 +116,7 @@ impl Folders {
         if self.state == Path::new(STATE_DIR) {
             "/pinnace".to_owned()
         } else {
-            format!("/pinnace-{}", self.tag())
+            format!("/pinnace-{}", self.hash(8))
         }
     }
 

@@ -189,6 +189,13 @@ fn clear_folders(folders: &Folders, known: &[Uid]) -> Vec<String> {
             failures.extend(remove_folder(&path).err());
         }
     }
+    failures.extend(clear_cgroups(folders, known));
+    failures
+}
+
+/// Removes the cgroups of all pods but the known; says what could not be removed.
+pub(crate) fn clear_cgroups(folders: &Folders, known: &[Uid]) -> Vec<String> {
+    let mut failures = Vec::new();
     let mut cgroups = BTreeSet::new();
     for hierarchy in cgroup_folders(&folders.cgroup()) {
         cgroups.extend(
@@ -197,7 +204,7 @@ fn clear_folders(folders: &Folders, known: &[Uid]) -> Vec<String> {
                 .map(|(uid, _)| uid),
         );
     }
-    for uid in cgroups.iter().filter(|uid| !is_known(uid)) {
+    for uid in cgroups.iter().filter(|uid| !known.contains(uid)) {
         failures.extend(remove_cgroup(&folders.pod_cgroup(uid)).err());
     }
     if known.is_empty() {

@@ -174,8 +174,9 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // Pods that still run hold mounts, which would outlive the folder.
+        // Pods that still run hold mounts and cgroups, which would outlive the folder.
         let _ = crate::volumes::unmount_below(&self.folders.run);
+        recover::clear_cgroups(&self.folders, &[]);
     }
 }
 

@@ -438,7 +438,8 @@ fn no_request_is_lost_in_rolling_updates_and_while_agents_and_proxies_are_replac
     // One line a request that failed, and at the end how many there were.
     let load = format!(
         "trap 'echo asked $n; exit' TERM; n=0; while true; do n=$((n+1)); \
-         curl -s -S -m 10 -o /dev/null http://{address}/cgi-bin/who 2>&1 || echo failed; done"
+         curl -s -S -m 10 -o /dev/null http://{address}/cgi-bin/who 2>&1 || \
+         echo \"failed at $(date -u +%T.%N)\"; done"
     );
     let mut loads: Vec<Process> = clients
         .iter()

@@ -70,7 +70,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             names: Arc::new(Nobody),
             table: Box::new(|_| ()),
             changes,
-            leave: Box::new(|| Box::pin(async {})),
+            leave: Box::new(|| ()),
+            n_linked: Box::new(|| 0),
+            close: Box::new(|| Box::pin(async {})),
             paths: Box::new(Vec::new),
             relay: Box::new(|_, _| ()),
         })

@@ -41,8 +41,12 @@ pub struct Parts {
     pub table: OnTable,
     /// Changes whenever a path does.
     pub changes: watch::Receiver<u64>,
-    /// Accepts no more from other nodes, so that a successor can.
-    pub leave: Box<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>,
+    /// Accepts no more links from other nodes, which are told, since a successor does.
+    pub leave: Box<dyn Fn() + Send + Sync>,
+    /// How many connections there are over links, either way.
+    pub n_linked: Box<dyn Fn() -> usize + Send + Sync>,
+    /// Ends the links, and waits until the other nodes have been told.
+    pub close: Box<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>,
     /// How the other nodes are reached, for [`crate::control::Status`].
     pub paths: Box<dyn Fn() -> Vec<Path> + Send + Sync>,
     /// Fetches a connection that waits at the master: the peer, and the ticket.

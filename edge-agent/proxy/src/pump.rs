@@ -109,7 +109,8 @@ impl Relays {
         }
     }
 
-    fn enter(self: &Arc<Self>, backend: SocketAddr) -> Entry {
+    /// Counts a pair, which then can be cut by `backend`, and paused.
+    pub(crate) fn enter(self: &Arc<Self>, backend: SocketAddr) -> Entry {
         let asked = if self.is_paused.load(Ordering::Acquire) { PAUSE } else { 0 };
         let slot =
             Arc::new(Slot { asked: AtomicU8::new(asked), waker: AtomicWaker::new(), backend });
@@ -128,8 +129,9 @@ impl Relays {
     }
 }
 
+/// A pair among all; it leaves when this is dropped.
 #[derive(Debug)]
-struct Entry {
+pub(crate) struct Entry {
     relays: Arc<Relays>,
     id: u64,
     slot: Arc<Slot>,
@@ -151,19 +153,17 @@ pub(crate) enum End {
     Paused(TcpStream, TcpStream, (bool, bool)),
 }
 
-/// Carries bytes between two TCP connections. `backend` is what it can be cut by;
-/// `ended` says which directions have ended already.
+/// Carries bytes between two TCP connections, as the pair that has entered. `ended`
+/// says which directions have ended already.
 ///
 /// # Errors
 /// Either connection broke; both are reset.
 pub(crate) async fn relay(
     near: TcpStream,
     far: TcpStream,
-    relays: &Arc<Relays>,
-    backend: SocketAddr,
+    entry: Entry,
     ended: (bool, bool),
 ) -> io::Result<End> {
-    let entry = relays.enter(backend);
     let mut pair =
         Pair { near, far, up: Half::new(ended.0), down: Half::new(ended.1), reaper: None };
     let result = poll_fn(|cx| pair.poll(cx, &entry.slot)).await;

@@ -11,10 +11,11 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc::error::SendError;
 
 use crate::balance::Active;
 use crate::dial;
@@ -36,7 +37,9 @@ pub(crate) async fn accept(plane: Arc<Plane>, listener: Arc<TcpListener>, entry:
         match listener.accept().await {
             Ok((stream, client)) => {
                 let (plane, entry) = (Arc::clone(&plane), entry.clone());
-                tokio::spawn(serve(plane, stream, client, entry));
+                // Counted from here on: a task that waits for its turn is one, too.
+                let opening = Counted::opening(&plane);
+                tokio::spawn(serve(plane, opening, stream, client, entry));
             }
             // One that is gone already. Everything else is a want of descriptors or
             // memory, which passes.
@@ -49,19 +52,29 @@ pub(crate) async fn accept(plane: Arc<Plane>, listener: Arc<TcpListener>, entry:
     }
 }
 
-/// Counts a connection that is being opened.
-struct Opening(Arc<Plane>);
+/// Counts a connection, at one of the plane's counters, until it is dropped.
+struct Counted(Arc<Plane>, fn(&Plane) -> &AtomicUsize);
 
-impl Opening {
-    fn new(plane: &Arc<Plane>) -> Self {
-        plane.n_opening.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(plane))
+impl Counted {
+    /// One that is being opened.
+    fn opening(plane: &Arc<Plane>) -> Self {
+        Self::at(plane, |plane| &plane.n_opening)
+    }
+
+    /// One that cannot move to a successor.
+    fn fixed(plane: &Arc<Plane>) -> Self {
+        Self::at(plane, |plane| &plane.n_fixed)
+    }
+
+    fn at(plane: &Arc<Plane>, counter: fn(&Plane) -> &AtomicUsize) -> Self {
+        counter(plane).fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(plane), counter)
     }
 }
 
-impl Drop for Opening {
+impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.n_opening.fetch_sub(1, Ordering::Relaxed);
+        self.1(&self.0).fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -71,8 +84,13 @@ enum Far {
     Stream(Box<dyn Connection>),
 }
 
-async fn serve(plane: Arc<Plane>, stream: TcpStream, client: SocketAddr, entry: Entry) {
-    let opening = Opening::new(&plane);
+async fn serve(
+    plane: Arc<Plane>,
+    opening: Counted,
+    stream: TcpStream,
+    client: SocketAddr,
+    entry: Entry,
+) {
     let client = SocketAddr::new(client.ip().to_canonical(), client.port());
     let Ok(asked) = stream.local_addr() else { return };
     let view = plane.view();
@@ -81,6 +99,7 @@ async fn serve(plane: Arc<Plane>, stream: TcpStream, client: SocketAddr, entry: 
         Some(Way::Names) => {
             if let Ok(parts) = plane.parts() {
                 let names = Arc::clone(&parts.names);
+                let _fixed = Counted::fixed(&plane);
                 drop((view, opening, plane));
                 names.stream(client, Box::new(stream)).await;
             }
@@ -96,43 +115,46 @@ async fn serve(plane: Arc<Plane>, stream: TcpStream, client: SocketAddr, entry: 
     };
     match opened {
         // A task of its own: it lives as long as the connection, and holds less.
-        Ok((Far::Tcp(far), active)) => {
-            tokio::spawn(carry(plane, stream, far, active));
+        Ok((Far::Tcp(far), active)) => carry(&plane, stream, far, active, (false, false)),
+        Ok((Far::Stream(far), active)) => {
+            let fixed = Counted::fixed(&plane);
+            drop(tokio::spawn(async move {
+                let _ = relay_stream(stream, far).await;
+                drop((active, fixed));
+            }));
         }
-        Ok((Far::Stream(far), active)) => drop(tokio::spawn(async move {
-            plane.n_fixed.fetch_add(1, Ordering::Relaxed);
-            let _ = relay_stream(stream, far).await;
-            plane.n_fixed.fetch_sub(1, Ordering::Relaxed);
-            drop(active);
-        })),
         Err(error) => {
             tracing::debug!(%client, %asked, %error, "a connection leads nowhere");
             let _ = stream.set_zero_linger();
         }
     }
+    drop(opening);
 }
 
-/// Carries the bytes of a connection; also of one that a predecessor began.
-pub(crate) async fn carry(plane: Arc<Plane>, near: TcpStream, far: TcpStream, active: Active) {
-    carry_on(plane, near, far, active, (false, false)).await;
-}
-
-/// As [`carry`], where some directions have ended already.
-pub(crate) async fn carry_on(
-    plane: Arc<Plane>,
-    near: TcpStream,
-    far: TcpStream,
+/// Carries the bytes of a connection from a task of its own; also of one that a
+/// predecessor began, of which some directions may have `ended` already.
+pub(crate) fn carry(
+    plane: &Arc<Plane>,
+    mut near: TcpStream,
+    mut far: TcpStream,
     active: Active,
-    ended: (bool, bool),
+    mut ended: (bool, bool),
 ) {
-    let backend = active.address();
-    let end = relay(near, far, &plane.relays, backend, ended).await;
-    if let Ok(End::Paused(near, far, ended)) = end
-        && let Some(moving) = plane.moving()
-    {
-        let _ = moving.send(Moving { near, far, backend, ended }).await;
-    }
-    drop(active);
+    let (plane, backend) = (Arc::clone(plane), active.address());
+    let mut entry = plane.relays.enter(backend);
+    tokio::spawn(async move {
+        while let Ok(End::Paused(left, right, over)) = relay(near, far, entry, ended).await {
+            // Counted again before it is given away or goes on here.
+            entry = plane.relays.enter(backend);
+            (near, far, ended) = (left, right, over);
+            let Some(moving) = plane.moving() else { continue };
+            match moving.send(Moving { near, far, backend, ended }).await {
+                Ok(()) => break,
+                Err(SendError(back)) => (near, far) = (back.near, back.far),
+            }
+        }
+        drop(active);
+    });
 }
 
 async fn open_service(

@@ -41,7 +41,7 @@ mod tls;
 use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -153,6 +153,8 @@ struct Core {
     acceptor: Arc<dyn Acceptor>,
     n_sessions: AtomicU64,
     n_rejected: AtomicU64,
+    /// Connections over links.
+    n_streams: Arc<AtomicUsize>,
     changes: watch::Sender<u64>,
     fetches: Arc<Semaphore>,
     /// Ends everything.
@@ -238,6 +240,7 @@ impl Tunnel {
             acceptor,
             n_sessions: AtomicU64::new(1),
             n_rejected: AtomicU64::new(0),
+            n_streams: Arc::default(),
             changes: watch::Sender::new(0),
             fetches: Arc::new(Semaphore::new(FETCHES_MAX)),
             leave: cancel.child_token(),
@@ -331,16 +334,17 @@ impl Tunnel {
     }
 
     /// Accepts no more links, and asks the peers to open nothing new on those that
-    /// are there. What is open goes on, also while a successor is on the same port.
-    pub async fn leave(&self) {
+    /// are there, or are being made. What is open goes on. To be called once a
+    /// successor is on the same port, if there is one.
+    pub fn leave(&self) {
         self.core.leave.cancel();
         self.core.endpoint.set_server_config(None);
-        let view = self.core.view();
-        for known in view.peers.values() {
-            if let Some(session) = known.handle.current() {
-                let _late = tokio::time::timeout(Duration::from_secs(1), session.leave()).await;
-            }
-        }
+    }
+
+    /// How many connections there are over links, either way.
+    #[must_use]
+    pub fn n_streams(&self) -> usize {
+        self.core.n_streams.load(Ordering::Relaxed)
     }
 
     /// Ends every link, and waits until the peers have been told, `grace` at most.

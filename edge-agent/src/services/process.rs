@@ -22,6 +22,8 @@ use crate::link::{Dialer, tls};
 /// How long connections to an endpoint go on that is gone, as long as most pods have
 /// to stop.
 const GRACE: Duration = Duration::from_secs(30);
+/// How long other nodes may take to hear that the links end.
+const CLOSE_GRACE: Duration = Duration::from_secs(1);
 /// The file with the last table, in the state folder.
 const TABLE: &str = "proxy/table";
 
@@ -121,6 +123,7 @@ fn assemble(
     let dns = Dns::new(proxy::dns::Settings::default());
     let (told, names) = (tunnel.clone(), dns.clone());
     let (fetched, paths, leaving) = (tunnel.clone(), tunnel.clone(), tunnel.clone());
+    let (counted, closing) = (tunnel.clone(), tunnel.clone());
     Ok(Parts {
         changes: tunnel.changes(),
         links: Arc::new(tunnel),
@@ -131,9 +134,11 @@ fn assemble(
             // It says itself what of it cannot be followed.
             let _said = names.set_table(Arc::clone(table));
         }),
-        leave: Box::new(move || {
-            let leaving = leaving.clone();
-            Box::pin(async move { leaving.leave().await })
+        leave: Box::new(move || leaving.leave()),
+        n_linked: Box::new(move || counted.n_streams()),
+        close: Box::new(move || {
+            let closing = closing.clone();
+            Box::pin(async move { closing.close(CLOSE_GRACE).await })
         }),
         paths: Box::new(move || paths.paths()),
         relay: Box::new(move |peer, ticket| fetched.relay(&peer, ticket)),

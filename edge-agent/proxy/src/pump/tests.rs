@@ -21,9 +21,7 @@ fn backend() -> SocketAddr {
 async fn relayed(relays: &Arc<Relays>) -> (TcpStream, TcpStream, JoinHandle<io::Result<End>>) {
     let (client, near) = pair().await;
     let (far, server) = pair().await;
-    let relays = Arc::clone(relays);
-    let task =
-        tokio::spawn(async move { relay(near, far, &relays, backend(), (false, false)).await });
+    let task = tokio::spawn(relay(near, far, relays.enter(backend()), (false, false)));
     (client, server, task)
 }
 
@@ -113,7 +111,7 @@ async fn a_pause_loses_no_byte_and_the_pair_goes_on_elsewhere() {
     assert_eq!(ended, (false, false));
     client.write_all(b"between ").await.unwrap();
     let next = Arc::new(Relays::default());
-    let task = tokio::spawn(async move { relay(near, far, &next, backend(), ended).await });
+    let task = tokio::spawn(relay(near, far, next.enter(backend()), ended));
     client.write_all(b"after").await.unwrap();
     client.shutdown().await.unwrap();
     let mut got = String::new();

@@ -31,11 +31,12 @@ const RETRY: Duration = Duration::from_millis(10);
 const REST: Duration = Duration::from_millis(500);
 /// How long nothing more comes to rest before it is over.
 const QUIET: Duration = Duration::from_millis(5);
-/// How long other nodes may take to be told.
-const LEAVE_WAIT: Duration = Duration::from_secs(2);
+/// How long nothing may be open before this ends: what other nodes have begun on
+/// links of this process may be under way, and so may the last bytes of what ended.
+const LINGER: Duration = Duration::from_secs(3);
 /// How long what cannot move goes on here.
 const DRAIN: Duration = Duration::from_secs(600);
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Says in the run folder that there are rules of ours, for one that finds them.
 const RULES_MARKER: &str = "proxy-rules";
@@ -103,7 +104,9 @@ impl Rest {
     pub(super) fn go_on(self, plane: &Arc<Plane>) {
         for Arrived { near, far, backend, ended } in self.connections {
             match (stream(near), stream(far)) {
-                (Ok(near), Ok(far)) => carry(plane, Moving { near, far, backend, ended }),
+                (Ok(near), Ok(far)) => {
+                    tcp::carry(plane, near, far, plane.begin(backend), ended);
+                }
                 (near, far) => tracing::warn!(?near, ?far, "a connection is lost"),
             }
         }
@@ -118,12 +121,6 @@ impl Rest {
 
 fn stream(fd: OwnedFd) -> io::Result<TcpStream> {
     TcpStream::from_std(fd.into())
-}
-
-fn carry(plane: &Arc<Plane>, moving: Moving) {
-    let active = plane.begin(moving.backend);
-    let Moving { near, far, ended, .. } = moving;
-    tokio::spawn(tcp::carry_on(Arc::clone(plane), near, far, active, ended));
 }
 
 impl Running {
@@ -144,9 +141,6 @@ impl Running {
         }
         self.tasks.shutdown().await;
         self.ports.stop().await;
-        if let Ok(parts) = self.plane.parts() {
-            let _late = tokio::time::timeout(LEAVE_WAIT, (parts.leave)()).await;
-        }
         let connections = self.rest().await;
         let flows = self.plane.datagrams.hand_over();
         let (leaving, copied) = self.leaving(connections, flows);
@@ -223,8 +217,8 @@ impl Running {
 
     /// Goes on where it stopped.
     fn resume(&mut self, leaving: Leaving) {
-        for moving in leaving.connections {
-            carry(&self.plane, moving);
+        for Moving { near, far, backend, ended } in leaving.connections {
+            tcp::carry(&self.plane, near, far, self.plane.begin(backend), ended);
         }
         for flow in leaving.flows {
             udp::take_over(&self.plane, flow.state, flow.socket);
@@ -240,21 +234,31 @@ impl Running {
     pub(super) async fn drain(self) {
         let until = Instant::now() + DRAIN;
         let plane = Arc::clone(&self.plane);
-        // Its sockets are closed here; the successor has them.
+        // Its sockets are closed here; the successor has them, and listens for other
+        // nodes, which now hear that they are to go there.
         drop(self);
+        let Ok(parts) = plane.parts() else { return };
+        (parts.leave)();
+        let mut quiet_since = Instant::now();
         loop {
             let n_left = plane.relays.len()
                 + plane.n_fixed.load(Ordering::Relaxed)
-                + plane.n_opening.load(Ordering::Relaxed);
-            if n_left == 0 {
-                return;
+                + plane.n_opening.load(Ordering::Relaxed)
+                + (parts.n_linked)();
+            let now = Instant::now();
+            if n_left > 0 {
+                quiet_since = now;
             }
-            if Instant::now() > until {
+            if now.saturating_duration_since(quiet_since) > LINGER {
+                break;
+            }
+            if now > until {
                 tracing::warn!(n_left, "connections that could not move end with their proxy");
-                return;
+                break;
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
+        (parts.close)().await;
     }
 }
 

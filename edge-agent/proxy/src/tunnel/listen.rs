@@ -74,13 +74,15 @@ async fn accept_quic(
     welcome(core, &name, Lane::Quic, Carrier::Quic(quic), permit).await
 }
 
-/// Accepts over TLS until `stop`.
+/// Accepts over TLS until `stop`, and then who waits already: a listener that is
+/// closed resets them.
 pub(super) async fn run_tls(core: Arc<Core>, listener: TcpListener, stop: CancellationToken) {
     let free = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     loop {
         let accepted = tokio::select! {
-            () = stop.cancelled() => return,
+            biased;
             accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return,
         };
         let (stream, address) = match accepted {
             Ok(accepted) => accepted,
@@ -155,7 +157,7 @@ async fn welcome(
         io::Error::new(io::ErrorKind::PermissionDenied, format!("node {name} is not in the table"))
     };
     let handle = handle.ok_or_else(unknown).inspect_err(|_| carrier.refuse(UNKNOWN))?;
-    let session = Session::accepted(core.next_session(), lane, carrier).await?;
+    let session = Session::accepted(core, lane, carrier).await?;
     drop(permit);
     handle.incoming(Arc::new(session)).await;
     Ok(())

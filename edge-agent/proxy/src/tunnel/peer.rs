@@ -222,14 +222,6 @@ impl Handle {
             }
         }
     }
-
-    /// The link that is used.
-    pub(super) fn current(&self) -> Option<Arc<Session>> {
-        match &*self.reach.borrow() {
-            Reach::Up { session, .. } => Some(session.clone()),
-            _ => None,
-        }
-    }
 }
 
 struct Task {
@@ -361,6 +353,7 @@ impl Task {
                 () = watched.leaving() => (id, End::Leaving),
             }
         });
+        tokio::spawn(say_when_leaving(self.core.leave.clone(), session.clone()));
         let metered = Metered { session, n_sent: 0, n_lost: 0, rx_bytes: 0, loss: 0 };
         self.sessions.insert(id, metered);
         self.execute(actions);
@@ -456,6 +449,18 @@ impl Task {
     }
 }
 
+/// Tells the peer once this node is to open nothing new on a link, unless it ends.
+async fn say_when_leaving(leave: CancellationToken, session: Arc<Session>) {
+    let telling = async {
+        leave.cancelled().await;
+        session.leave().await;
+    };
+    tokio::select! {
+        _over = session.carrier.closed() => {}
+        () = telling => {}
+    }
+}
+
 async fn sleep_till(due: Option<Instant>) {
     match due {
         Some(due) => sleep_until(due).await,
@@ -484,5 +489,5 @@ async fn dial(core: &Core, peer: &str, target: Target) -> io::Result<Session> {
             Carrier::Mux(tls::dial_over(connection, &keys, peer, keep_alive).await?, None)
         }
     };
-    Session::dialled(core.next_session(), target.lane, carrier).await
+    Session::dialled(core, target.lane, carrier).await
 }

@@ -15,6 +15,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
 use super::carrier::{Carrier, Measures, Stream};
+use super::Core;
 use super::choice::{Lane, Way};
 use super::preface::{NOTICE_LEAVING, read_hello, write_hello};
 
@@ -29,6 +30,8 @@ pub(super) struct Session {
     pub(super) carrier: Carrier,
     pub(super) born: Instant,
     n_streams: AtomicUsize,
+    /// The streams of all links.
+    n_all: Arc<AtomicUsize>,
     /// Milliseconds from `born` to the last use.
     used_ms: AtomicU64,
     /// Where notices are sent.
@@ -50,7 +53,7 @@ impl fmt::Debug for Session {
 impl Session {
     /// Says hello on a link that this node dialled. The peer answers once it knows
     /// who dials.
-    pub(super) async fn dialled(id: u64, lane: Lane, carrier: Carrier) -> io::Result<Self> {
+    pub(super) async fn dialled(core: &Core, lane: Lane, carrier: Carrier) -> io::Result<Self> {
         let hello = async {
             let mut stream = carrier.open().await?;
             write_hello(&mut stream).await?;
@@ -59,11 +62,11 @@ impl Session {
         };
         let why = |error| carrier.ended().map_or(error, io::Error::other);
         let stream = in_time(hello).await.map_err(why)?;
-        Ok(Self::new(id, lane, true, carrier, stream))
+        Ok(Self::new(core, lane, true, carrier, stream))
     }
 
     /// Answers the hello of a peer that is known.
-    pub(super) async fn accepted(id: u64, lane: Lane, carrier: Carrier) -> io::Result<Self> {
+    pub(super) async fn accepted(core: &Core, lane: Lane, carrier: Carrier) -> io::Result<Self> {
         let hello = async {
             let stream = carrier.accept().await;
             let mut stream = stream.ok_or_else(|| io::Error::other("it ended at once"))?;
@@ -72,13 +75,14 @@ impl Session {
             Ok(stream)
         };
         let stream = in_time(hello).await?;
-        Ok(Self::new(id, lane, false, carrier, stream))
+        Ok(Self::new(core, lane, false, carrier, stream))
     }
 
-    fn new(id: u64, lane: Lane, is_dialled: bool, carrier: Carrier, stream: Stream) -> Self {
+    fn new(core: &Core, lane: Lane, is_dialled: bool, carrier: Carrier, stream: Stream) -> Self {
         let (heard, notices) = tokio::io::split(stream);
         Self {
-            id,
+            id: core.next_session(),
+            n_all: Arc::clone(&core.n_streams),
             lane,
             is_dialled,
             carrier,
@@ -164,6 +168,7 @@ pub(super) struct Counted {
 impl Counted {
     pub(super) fn new(stream: Stream, session: Arc<Session>) -> Self {
         session.n_streams.fetch_add(1, Ordering::Relaxed);
+        session.n_all.fetch_add(1, Ordering::Relaxed);
         session.is_used();
         Self { stream, session }
     }
@@ -173,6 +178,7 @@ impl Drop for Counted {
     fn drop(&mut self) {
         self.session.is_used();
         self.session.n_streams.fetch_sub(1, Ordering::Relaxed);
+        self.session.n_all.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -254,7 +254,7 @@ async fn another_certificate_is_used_for_new_links() {
 async fn who_leaves_serves_what_is_open_and_gets_nothing_new() {
     let (_ca, a, b) = two_nodes();
     let mut stream = open(&a, &b, ECHO).await.unwrap();
-    b.tunnel.leave().await;
+    b.tunnel.leave();
     until("it is known", || (path(&a, &b).lane != "quic").then_some(())).await;
     stream.write_all(b"still").await.unwrap();
     let mut got = [0; 5];
@@ -431,7 +431,7 @@ async fn connections_outlive_an_upgrade_and_new_ones_go_to_the_successor() {
     for n_round in 1..=3 {
         let new = setup().within(&cable.b).start(2);
         introduce(&[(&a, "10.99.0.1"), (&new, "10.99.0.2")]);
-        previous.tunnel.leave().await;
+        previous.tunnel.leave();
         until("it is known", || path(&a, &previous).lane.is_empty().then_some(())).await;
         for _ in 0..20 {
             echo(&a, &new, 10_000).await;

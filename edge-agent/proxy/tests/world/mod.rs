@@ -351,7 +351,9 @@ impl Plane {
                         names: parts_of as Arc<dyn Names>,
                         table: Box::new(|_| ()),
                         changes,
-                        leave: Box::new(|| Box::pin(async {})),
+                        leave: Box::new(|| ()),
+                        n_linked: Box::new(|| 0),
+                        close: Box::new(|| Box::pin(async {})),
                         paths: Box::new(Vec::new),
                         relay: Box::new(|_, _| ()),
                     })

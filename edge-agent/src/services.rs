@@ -119,7 +119,7 @@ pub fn keep(
         requests: wanted,
         generation: 0,
         last: None,
-        replaced: None,
+        started: None,
         stop,
     };
     (Handle { status, requests }, keeper.run())
@@ -133,8 +133,8 @@ struct Keeper {
     requests: mpsc::Receiver<ToProxy>,
     generation: u64,
     last: Option<proxy::table::Table>,
-    /// When a successor was last started.
-    replaced: Option<tokio::time::Instant>,
+    /// When one was last started.
+    started: Option<tokio::time::Instant>,
     stop: CancellationToken,
 }
 
@@ -180,28 +180,25 @@ impl Keeper {
     /// Connects to the proxy; starts one where there is none, or `replace` asks for it.
     async fn connect(&mut self, replace: bool) -> UnixStream {
         let socket = self.settings.run_dir.join(proxy::SOCKET);
-        let mut started: Option<tokio::time::Instant> = None;
         let mut wait = RETRY_FIRST;
-        // The old one answers until it has handed over; one successor is enough.
-        let is_on_its_way = self.replaced.is_some_and(|at| at.elapsed() < START_WAIT);
-        let mut must_start = replace && !is_on_its_way;
-        if must_start {
-            self.replaced = Some(tokio::time::Instant::now());
-        } else if replace {
-            tokio::time::sleep(REPLACE_PAUSE).await;
-        }
+        let mut must_start = replace;
         loop {
             if !must_start && let Ok(stream) = UnixStream::connect(&socket).await {
                 return stream;
             }
-            if must_start || started.is_none_or(|at| at.elapsed() >= START_WAIT) {
-                must_start = false;
+            // Between the old one and the new one nobody answers, before that the old
+            // one does; one successor is enough.
+            let is_on_its_way = self.started.is_some_and(|at| at.elapsed() < START_WAIT);
+            if is_on_its_way {
+                tokio::time::sleep(if must_start { REPLACE_PAUSE } else { wait }).await;
+            } else {
+                self.started = Some(tokio::time::Instant::now());
                 if let Err(error) = self.start() {
                     tracing::error!(%error, "cannot start the proxy; it is tried again");
                 }
-                started = Some(tokio::time::Instant::now());
+                tokio::time::sleep(wait).await;
             }
-            tokio::time::sleep(wait).await;
+            must_start = false;
             wait = RETRY_MAX.min(wait * 2);
         }
     }
@@ -244,7 +241,11 @@ impl Keeper {
         let (stop, mut told) = (self.stop.clone(), 0);
         let version = version();
         let mut look = tokio::time::interval(LOOK_EVERY);
+        let mut is_old = false;
         loop {
+            if is_old && !self.is_draining() {
+                return End::Old;
+            }
             if told != self.generation
                 && let Some(table) = self.last.clone()
             {
@@ -264,9 +265,13 @@ impl Keeper {
                 }
                 status = statuses.recv() => {
                     let Some(status) = status else { return End::Gone };
-                    if status.version != version {
-                        tracing::info!(old = status.version, "the proxy is replaced");
-                        return End::Old;
+                    if status.version != version && !is_old {
+                        is_old = true;
+                        tracing::info!(old = status.version, "the proxy is to be replaced");
+                        // The new one says how it is.
+                        if !self.is_draining() {
+                            return End::Old;
+                        }
                     }
                     self.hear(status).await;
                     continue;
@@ -287,6 +292,11 @@ impl Keeper {
                 None => self.make_table().await,
             }
         }
+    }
+
+    /// Whether one that was replaced still carries connections: the next one waits.
+    fn is_draining(&self) -> bool {
+        proxy::is_draining(&self.settings.run_dir).unwrap_or(false)
     }
 
     async fn hear(&self, status: Status) {
@@ -359,6 +369,8 @@ async fn read_statuses(mut reader: OwnedReadHalf, statuses: mpsc::Sender<Status>
                 }
             }
             Ok(None) => return,
+            // It ended before it had read everything.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return,
             Err(error) => {
                 tracing::warn!(%error, "the proxy says what makes no sense");
                 return;

@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 
-pub(crate) use self::lock::{Lock, START_LOCK};
+pub(crate) use self::lock::{DRAIN_LOCK, Lock, START_LOCK};
 use crate::capture::Live;
 use crate::control::Capture;
 use crate::plane::Moving;

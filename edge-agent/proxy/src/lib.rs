@@ -22,7 +22,7 @@ pub mod tunnel;
 
 pub use capture::probe;
 pub use plane::{OnTable, Parts};
-pub use run::{RunError, SOCKET, Settings, run};
+pub use run::{RunError, SOCKET, Settings, is_draining, run};
 
 mod affinity;
 mod balance;

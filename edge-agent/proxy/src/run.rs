@@ -28,7 +28,7 @@ use self::agent::Agent;
 use crate::capture::sockets::Sockets;
 use crate::capture::{self, Capturing, Ranges};
 use crate::control::{Capture, Status, ToProxy};
-use crate::handover::{self, Coming, Lock, START_LOCK};
+use crate::handover::{self, Coming, DRAIN_LOCK, Lock, START_LOCK};
 use crate::links::Acceptor;
 use crate::plane::{Entrance, Parts, Plane};
 use crate::ports::{self, Entry, Ports};
@@ -121,6 +121,8 @@ pub async fn run(
     drop(start);
     let has_successor = running.serve(control, successors).await?;
     if has_successor {
+        // Where another one drains already, its lock says enough.
+        let _draining = Lock::try_take(&folder, DRAIN_LOCK);
         drop(lock);
         running.drain().await;
     } else {
@@ -129,16 +131,29 @@ pub async fn run(
     Ok(())
 }
 
-/// A socket in the run folder, for root alone.
+/// A socket in the run folder, for root alone. It takes the place of a predecessor's
+/// at once: who connects meets one or the other.
 fn listen(folder: &Path, name: &str) -> Result<UnixListener, RunError> {
-    let path = folder.join(name);
+    let path = folder.join(format!("{name}.new"));
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             return Err(failed("remove the old socket")(error));
         }
         _ => (),
     }
-    agent::bind(&path).map_err(failed("listen in the run folder"))
+    let listener = agent::bind(&path).map_err(failed("listen in the run folder"))?;
+    std::fs::rename(&path, folder.join(name)).map_err(failed("listen in the run folder"))?;
+    Ok(listener)
+}
+
+/// Whether a proxy of this run folder has given its place away and still carries
+/// connections that could not move. One more would be too many: the kernel leads what
+/// other nodes send to two processes on one port, not to three.
+///
+/// # Errors
+/// The folder is missing.
+pub fn is_draining(run_dir: &Path) -> io::Result<bool> {
+    Ok(Lock::try_take(run_dir, DRAIN_LOCK)?.is_none())
 }
 
 struct Running {

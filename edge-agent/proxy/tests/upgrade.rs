@@ -187,8 +187,10 @@ fn a_successor_of_another_kind_begins_anew_and_what_is_open_goes_on() {
     next.apply(&table(2, vec![service("web", Protocol::Tcp, "10.43.0.20:80", &[&server])]));
     assert_eq!(ask(client, "10.43.0.20:80").unwrap(), pod_address(0).to_string());
     echo(&mut talking, b"with the one before").unwrap();
+    assert!(proxy::is_draining(folder.path()).unwrap(), "one more would have to wait");
     drop(talking);
     plane.join();
+    assert!(!proxy::is_draining(folder.path()).unwrap());
     assert_eq!(ask(client, "10.43.0.20:80").unwrap(), pod_address(0).to_string());
     next.leave();
 }

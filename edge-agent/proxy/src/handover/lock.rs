@@ -11,6 +11,8 @@ use rustix::fs::{FlockOperation, flock};
 
 /// Who starts.
 pub(crate) const START_LOCK: &str = "proxy-start.lock";
+/// Who carries what is left, after it served.
+pub(crate) const DRAIN_LOCK: &str = "proxy-drain.lock";
 /// Who serves.
 const SERVE_LOCK: &str = "proxy.lock";
 

@@ -448,28 +448,23 @@ fn no_request_is_lost_in_rolling_updates_and_while_agents_and_proxies_are_replac
             Process::start(&mut client.command(&load), &log)
         })
         .collect();
-    for round in 0..2 {
+    let rounds = std::env::var("PINNACE_UPGRADES").ok().and_then(|text| text.parse().ok());
+    for round in 0..rounds.unwrap_or(3) {
         world.kubectl("rollout restart deployment/web").ok();
         world.kubectl("rollout status deployment/web --timeout=120s").ok();
-        for at in 0..3 {
-            let before = world.agents[at].proxies();
-            if round == 0 {
-                world.agents[at].kill();
-            } else {
-                world.agents[at].stop();
-                world.agents[at].upgrade();
-            }
-            world.start_agent(at);
-            if round == 1 {
-                until("another proxy serves", || {
-                    let now = world.agents[at].proxies();
-                    let is_other = now.len() == 1 && now != before;
-                    check(is_other, || format!("{before:?} {now:?}"))
-                });
-            } else {
-                assert_eq!(world.agents[at].proxies(), before, "the agent takes none along");
-            }
-        }
+        let (killed, upgraded) = (round % 3, (round + 1) % 3);
+        let before = world.agents[killed].proxies();
+        world.agents[killed].kill();
+        world.start_agent(killed);
+        assert_eq!(world.agents[killed].proxies(), before, "the agent takes none along");
+        let before = world.agents[upgraded].proxies();
+        world.agents[upgraded].stop();
+        world.agents[upgraded].upgrade();
+        world.start_agent(upgraded);
+        until("another proxy serves", || {
+            let now = world.agents[upgraded].proxies();
+            check(now.len() == 1 && now != before, || format!("{before:?} {now:?}"))
+        });
     }
     for (client, load) in clients.iter().zip(&mut loads) {
         load.signal(nix::sys::signal::Signal::SIGTERM);

@@ -30,6 +30,7 @@ mod capture;
 mod confine;
 mod dial;
 mod handover;
+mod heap;
 mod persist;
 mod plane;
 mod policy;

@@ -91,6 +91,8 @@ pub(crate) struct Plane {
     pub(crate) n_fixed: AtomicUsize,
     /// How many connections are being opened.
     pub(crate) n_opening: AtomicUsize,
+    /// A large table has gone, and its memory is to be given back.
+    pub(crate) has_freed: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -116,6 +118,7 @@ impl Plane {
             moving: Mutex::default(),
             n_fixed: AtomicUsize::new(0),
             n_opening: AtomicUsize::new(0),
+            has_freed: AtomicBool::new(false),
         }))
     }
 

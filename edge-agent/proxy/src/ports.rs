@@ -133,7 +133,7 @@ fn services_ports(view: &View, service: &Service, want: &mut impl FnMut(Bind, En
         if let Some(number) = port.node_port
             && let Some(made) = view.node_port(number, protocol)
         {
-            let is_ours = made.namespace == service.namespace && made.service == service.name;
+            let is_ours = made.owner == crate::view::owner(service);
             let answers = !made.candidates(Scope::External).is_empty();
             for is_ipv6 in families.iter().copied().filter(|_| is_ours && answers) {
                 let address = SocketAddr::new(unspecified(is_ipv6), number);

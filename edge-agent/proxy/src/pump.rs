@@ -68,6 +68,8 @@ struct Slot {
 pub(crate) struct Relays {
     slots: Mutex<HashMap<u64, Arc<Slot>>>,
     next: AtomicU64,
+    /// Many have ended since this was asked for.
+    has_shrunk: AtomicBool,
     is_paused: AtomicBool,
 }
 
@@ -79,6 +81,11 @@ impl Relays {
     /// How many there are.
     pub(crate) fn len(&self) -> usize {
         self.slots().len()
+    }
+
+    /// Whether many have ended since this was last asked.
+    pub(crate) fn has_shrunk(&self) -> bool {
+        self.has_shrunk.swap(false, Ordering::Relaxed)
     }
 
     /// Resets those that lead to `backend`.
@@ -125,6 +132,7 @@ impl Relays {
         // What a burst of connections took is given back.
         if slots.capacity() > 1024 && slots.len() < slots.capacity() / 8 {
             slots.shrink_to_fit();
+            self.has_shrunk.store(true, Ordering::Relaxed);
         }
     }
 }

@@ -15,6 +15,7 @@ mod succession;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::net::UnixListener;
@@ -44,6 +45,9 @@ const PERSIST_EVERY: Duration = Duration::from_secs(600);
 
 /// How often a table is tried again of which not everything could be put in force.
 const RETRY_EVERY: Duration = Duration::from_secs(10);
+
+/// With so many Services a table leaves memory behind that is worth giving back.
+const MANY_SERVICES: usize = 500;
 
 /// How long a predecessor may take to give up its lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
@@ -360,7 +364,11 @@ impl Running {
         let capture = if is_routed { self.capturing.capture() } else { Capture::None };
         self.is_written &= self.table.as_ref() == Some(&table);
         let generation = table.generation;
-        self.table = Some(table);
+        let before = self.table.replace(table);
+        let n_services = before.map_or(0, |before| before.services.len());
+        if n_services.max(view.table.services.len()) >= MANY_SERVICES {
+            self.plane.has_freed.store(true, Ordering::Relaxed);
+        }
         let degraded =
             if problems.is_empty() { self.degraded.clone() } else { problems.join("; ") };
         for problem in problems {

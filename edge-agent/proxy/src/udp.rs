@@ -200,7 +200,7 @@ impl Datagrams {
     }
 }
 
-/// Ends silent flows, until it is aborted.
+/// Ends silent flows, and gives memory back, until it is aborted.
 pub(crate) async fn sweep(plane: Arc<Plane>) {
     let mut ticks = tokio::time::interval(SWEEP);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -208,6 +208,10 @@ pub(crate) async fn sweep(plane: Arc<Plane>) {
         ticks.tick().await;
         let gone = lock(&plane.datagrams.flows).expire(Instant::now());
         plane.datagrams.forget(&gone);
+        let has_freed = plane.has_freed.swap(false, Ordering::Relaxed);
+        if plane.relays.has_shrunk() || has_freed {
+            crate::heap::give_back();
+        }
     }
 }
 

@@ -14,8 +14,8 @@ use tokio::io::{ReadHalf, WriteHalf};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
-use super::carrier::{Carrier, Measures, Stream};
 use super::Core;
+use super::carrier::{Carrier, Measures, Stream};
 use super::choice::{Lane, Way};
 use super::preface::{NOTICE_LEAVING, read_hello, write_hello};
 

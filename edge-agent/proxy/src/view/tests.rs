@@ -37,6 +37,11 @@ fn service(name: &str, cluster_ip: &str, endpoints: Vec<Endpoint>) -> Service {
     }
 }
 
+/// The name of the Service that a port belongs to.
+fn name_of<'a>(view: &'a View, port: &Port) -> &'a str {
+    &view.table.services.iter().find(|service| owner(service) == port.owner).unwrap().name
+}
+
 fn table() -> Table {
     let pod = |n: u8, ingress| Pod {
         uid: [n; 16],
@@ -100,7 +105,7 @@ fn what_is_captured_leads_where_its_destination_says() {
         let text = match way {
             Way::Names => "names".to_owned(),
             Way::Api(_) => "api".to_owned(),
-            Way::Service(port, scope) => format!("{} {scope:?}", port.service),
+            Way::Service(port, scope) => format!("{} {scope:?}", name_of(&view, &port)),
             Way::Direct(to, place) => format!("{to} {place:?}"),
             Way::Refused => "refused".to_owned(),
         };
@@ -141,7 +146,8 @@ fn only_what_has_endpoints_is_live() {
 fn endpoints_are_where_their_addresses_are() {
     let view = view();
     let port = view.node_port(30080, Protocol::Tcp).map(Arc::clone);
-    assert_eq!(port.unwrap().service, "empty", "the first of two that ask for one port");
+    let port = port.unwrap();
+    assert_eq!(name_of(&view, &port), "empty", "the first of two that ask for one port");
     let Way::Service(port, _) =
         view.way(Protocol::Tcp, ip("10.42.1.8"), "10.43.0.2:80".parse().unwrap())
     else {

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use crate::harness::network::{HUB, Network};
 use crate::harness::pods;
-use crate::harness::wait::{check, until};
+use crate::harness::wait::{block_on, check, until};
 use crate::harness::{World, run_program};
 use crate::services::{
     BOARDS, Client, all_reach_all, client_on, drop_on, idle_on, modules_are_like_other_pods,
@@ -155,7 +155,8 @@ fn traffic_goes_where_its_service_says(plane: Plane) {
     let mut met = BTreeSet::new();
     until("another pod is met after a silence", || {
         met.insert(clients[0].who(&brief).0);
-        std::thread::sleep(Duration::from_millis(1200));
+        // The silence itself is what is tried.
+        block_on(async { tokio::time::sleep(Duration::from_millis(1200)).await });
         check(met.len() > 1, || format!("{met:?}"))
     });
 

@@ -9,7 +9,7 @@
 //! Pods do not end with the agent.
 
 use std::io;
-use std::net::ToSocketAddrs;
+use std::net::{IpAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -148,7 +148,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     let mut info = nodeinfo::read(&folders, identity.labels.clone())
         .map_err(io_error("give the machine an id"))?;
     info.tunnel_port = settings.tunnel_port;
-    info.more_addresses = network::own_addresses().await;
+    let own_addresses = network::own_addresses().await;
+    info.more_addresses.clone_from(&own_addresses);
     info.more_addresses.truncate(ADDRESSES_MAX);
     info.resources =
         policy.devices.iter().map(|(name, class)| (name.clone(), class.capacity())).collect();
@@ -231,6 +232,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     let (manifests_to, manifests) = watch::channel(Arc::new(manifests));
     let folder_watch = manifests::watch(settings.manifests, identity.node.clone(), manifests_to);
     tasks.spawn(until(stop.clone(), folder_watch));
+    let (addresses_to, addresses) = watch::channel(own_addresses);
+    tasks.spawn(until(stop.clone(), network::follow_addresses(addresses_to)));
     let (removals_to, removals) = watch::channel(Removals::default());
     let clearing = storage::run(folders.clone(), first.clone(), sets.clone(), removals_to);
     tasks.spawn(until(stop.clone(), clearing));
@@ -246,6 +249,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
         sets: sets.clone(),
         board: board.clone(),
         manifests: manifests.clone(),
+        addresses: addresses.clone(),
     };
     let (proxy, keeping) = services::keep(services, inputs, Arc::clone(&network), stop.clone());
     tasks.spawn(keeping);
@@ -258,8 +262,16 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
         proxy: proxy.clone(),
     };
     tasks.spawn(until(stop.clone(), streams.run(outputs.commands)));
-    let changes =
-        Changes { short: conditions, manifests: manifests.clone(), removals, proxy: proxy.status };
+    let changes = Changes {
+        short: conditions,
+        manifests: manifests.clone(),
+        removals,
+        proxy: proxy.status,
+        addresses,
+        sets: sets.clone(),
+        first: first.clone(),
+        node: identity.node.clone(),
+    };
     let looking =
         look(folders.clone(), Arc::clone(&network), Arc::clone(&images), link, info, changes);
     tasks.spawn(until(stop.clone(), looking));
@@ -370,6 +382,14 @@ struct Changes {
     removals: watch::Receiver<Removals>,
     /// How the proxy is.
     proxy: watch::Receiver<Option<proxy::control::Status>>,
+    /// The node's own addresses.
+    addresses: watch::Receiver<Vec<IpAddr>>,
+    /// What it is to know of Services.
+    sets: watch::Receiver<Option<Arc<SnapshotV1>>>,
+    /// The set that it started with.
+    first: Option<Arc<SnapshotV1>>,
+    /// The node's name.
+    node: String,
 }
 
 /// Looks again and again at what the board lacks or is short of, and says when
@@ -383,6 +403,8 @@ async fn look(
     mut changes: Changes,
 ) {
     changes.manifests.mark_changed();
+    let mut known = changes.addresses.borrow().clone();
+    let mut conflicts = Vec::new();
     loop {
         tokio::select! {
             () = tokio::time::sleep(LOOK_EVERY) => {}
@@ -392,7 +414,15 @@ async fn look(
             Ok(()) = changes.manifests.changed() => {}
             Ok(()) = changes.removals.changed() => {}
             Ok(()) = changes.proxy.changed() => {}
+            Ok(()) = changes.addresses.changed() => {}
         }
+        let mut addresses = changes.addresses.borrow_and_update().clone();
+        known.retain(|address| !addresses.contains(address));
+        if !known.is_empty() {
+            link.addresses_gone(known).await;
+        }
+        known = addresses.clone();
+        addresses.truncate(ADDRESSES_MAX);
         let own = Arc::clone(&changes.manifests.borrow_and_update());
         let folders = folders.clone();
         let egress = network.masquerade_error();
@@ -412,10 +442,14 @@ async fn look(
         }
         if let Some(status) = &*changes.proxy.borrow() {
             findings.extend(services::findings(status));
+            let set = changes.sets.borrow().clone().or_else(|| changes.first.clone());
+            let (node, now_ms) = (&changes.node, Clock::System.now().wall_ms);
+            services::conflict_events(node, now_ms, status, &conflicts, set.as_deref())
+                .into_iter()
+                .for_each(|event| link.event(event));
+            conflicts.clone_from(&status.conflicts);
         }
         let list = images.list();
-        let mut addresses = network::own_addresses().await;
-        addresses.truncate(ADDRESSES_MAX);
         let is_new = findings != info.findings
             || own.mirrors != info.static_pods
             || list != info.images

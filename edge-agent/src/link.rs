@@ -119,6 +119,7 @@ enum Request {
     Event(EventV1),
     Running(Vec<(Uid, u64)>),
     Info(Box<NodeInfoV1>),
+    Gone(Vec<IpAddr>),
 }
 
 impl LinkHandle {
@@ -145,6 +146,12 @@ impl LinkHandle {
     /// What the node is changed.
     pub async fn info_changed(&self, info: NodeInfoV1) {
         self.request(Request::Info(Box::new(info))).await;
+    }
+
+    /// The machine has these addresses no longer: a connection from one of them hears
+    /// nothing any more, and is made anew at once.
+    pub async fn addresses_gone(&self, gone: Vec<IpAddr>) {
+        self.request(Request::Gone(gone)).await;
     }
 
     /// Whether the master is reached, now and when it changes.
@@ -184,6 +191,7 @@ pub fn drive(
         up_since: None,
         attempt: 0,
         connect_at: Instant::now(),
+        local: None,
     };
     let handle = LinkHandle { requests: request_sender, state };
     (handle, LinkOutputs { sets, commands, tokens }, driver.run(cancel))
@@ -204,6 +212,8 @@ struct Driver<L> {
     up_since: Option<Instant>,
     attempt: u32,
     connect_at: Instant,
+    /// The address that the session has here.
+    local: Option<IpAddr>,
 }
 
 impl<L: Link> Driver<L> {
@@ -259,6 +269,10 @@ impl<L: Link> Driver<L> {
             Request::Event(event) => self.node.event(event),
             Request::Running(running) => self.node.running(running),
             Request::Info(info) => self.node.info_changed(self.now(), *info),
+            Request::Gone(gone) if self.local.is_some_and(|local| gone.contains(&local)) => {
+                self.down("its address here is gone");
+            }
+            Request::Gone(_) => {}
         }
     }
 
@@ -266,7 +280,8 @@ impl<L: Link> Driver<L> {
         match event {
             LinkEvent::Up { endpoint } => {
                 tracing::info!(endpoint, "connected to the master");
-                if let Some(address) = local_address(&endpoint).await {
+                self.local = local_address(&endpoint).await;
+                if let Some(address) = self.local {
                     self.node.set_address(address.to_string());
                 }
                 self.node.connected(self.now());
@@ -288,6 +303,7 @@ impl<L: Link> Driver<L> {
 
     fn down(&mut self, reason: &str) {
         self.session = None;
+        self.local = None;
         self.node.disconnected();
         let steady = self.up_since.take().is_some_and(|since| since.elapsed() >= STEADY_AFTER);
         self.attempt = if steady { 0 } else { self.attempt.saturating_add(1) };

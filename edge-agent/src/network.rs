@@ -24,6 +24,7 @@ mod addresses;
 mod links;
 mod masquerade;
 mod namespaces;
+mod own;
 mod shared;
 #[cfg(test)]
 mod tests;
@@ -41,6 +42,7 @@ use wire::network::ClusterV1;
 
 pub use self::addresses::{Cidr, CidrError};
 pub use self::namespaces::is_namespace;
+pub use self::own::follow_addresses;
 pub use self::shared::{hold_ipc, set_sysctls};
 use crate::id;
 

@@ -22,13 +22,13 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use proxy::control::{self, FromProxy, Status, ToProxy};
+use proxy::control::{self, Conflict, FromProxy, Status, ToProxy};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use wire::set::{BodyV1, SnapshotV1};
-use wire::status::{PhaseV1, PodStatusV1};
+use wire::status::{EventV1, PhaseV1, PodStatusV1};
 
 use self::table::{Own, OwnPod, table};
 use crate::manifests::Manifests;
@@ -48,7 +48,7 @@ const REPLACE_PAUSE: Duration = Duration::from_millis(20);
 const START_WAIT: Duration = Duration::from_secs(5);
 /// How long it may take to leave.
 const LEAVE_WAIT: Duration = Duration::from_secs(3);
-/// How often the node's own addresses are looked at.
+/// How often the node's own name servers are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// What waits for the proxy, at most.
 const REQUESTS_MAX: usize = 64;
@@ -64,6 +64,8 @@ pub struct Inputs {
     pub board: Board,
     /// The static pods.
     pub manifests: watch::Receiver<Arc<Manifests>>,
+    /// The node's own addresses.
+    pub addresses: watch::Receiver<Vec<IpAddr>>,
 }
 
 impl Inputs {
@@ -73,6 +75,7 @@ impl Inputs {
             Ok(()) = self.sets.changed() => {}
             Ok(()) = self.board.changed() => {}
             Ok(()) = self.manifests.changed() => {}
+            Ok(()) = self.addresses.changed() => {}
             else => std::future::pending().await,
         }
     }
@@ -152,7 +155,7 @@ impl Keeper {
     async fn run(mut self) {
         let stop = self.stop.clone();
         loop {
-            self.make_table().await;
+            self.make_table();
             if self.last.is_some() {
                 break;
             }
@@ -289,7 +292,7 @@ impl Keeper {
                         return End::Gone;
                     }
                 }
-                None => self.make_table().await,
+                None => self.make_table(),
             }
         }
     }
@@ -308,14 +311,14 @@ impl Keeper {
     }
 
     /// Makes the table anew; a new generation where it is another one.
-    async fn make_table(&mut self) {
+    fn make_table(&mut self) {
         let set = self.inputs.sets.borrow_and_update().clone();
         let Some(set) = set.or_else(|| self.inputs.first.clone()) else { return };
         let manifests = Arc::clone(&self.inputs.manifests.borrow_and_update());
         let pods = own_pods(&set, &manifests, &self.inputs.board.borrow_and_update());
         let own = Own {
             name: self.settings.node.clone(),
-            addresses: crate::network::own_addresses().await,
+            addresses: self.inputs.addresses.borrow_and_update().clone(),
             upstreams: crate::sandbox::upstreams(),
             tunnel_port: self.settings.tunnel_port,
         };
@@ -402,6 +405,43 @@ pub fn findings(status: &Status) -> Vec<(String, String)> {
     found
 }
 
+/// What users are told of ports that a Service cannot have on this node: those
+/// conflicts that are not among `told`. `at_ms` is now.
+#[must_use]
+pub fn conflict_events(
+    node: &str,
+    at_ms: u64,
+    status: &Status,
+    told: &[Conflict],
+    set: Option<&SnapshotV1>,
+) -> Vec<EventV1> {
+    let items = || set.into_iter().flat_map(|set| &set.items);
+    let uid = |conflict: &Conflict| {
+        items().find_map(|item| match &item.body {
+            BodyV1::Service(service)
+                if service.namespace == conflict.namespace && service.name == conflict.service =>
+            {
+                Some(item.uid)
+            }
+            _ => None,
+        })
+    };
+    let new = status.conflicts.iter().filter(|conflict| !told.contains(conflict));
+    new.filter_map(|conflict| {
+        Some(EventV1 {
+            uid: uid(conflict)?,
+            namespace: conflict.namespace.clone(),
+            name: conflict.service.clone(),
+            container: String::new(),
+            warning: true,
+            reason: "PortConflict".to_owned(),
+            message: format!("node {node}: {}", conflict.message),
+            at_ms,
+        })
+    })
+    .collect()
+}
+
 /// Which program this is: its version, and when its file was made.
 #[must_use]
 pub fn version() -> String {
@@ -417,6 +457,37 @@ mod tests {
     use wire::status::PodStatusV1;
 
     use super::*;
+
+    #[test]
+    fn a_new_conflict_is_told_of_the_service_that_it_is_about() {
+        let service = wire::network::ServiceV1 {
+            namespace: "default".into(),
+            name: "web".into(),
+            ..Default::default()
+        };
+        let item = ItemV1 { uid: [7; 16], generation: 1, body: BodyV1::Service(Box::new(service)) };
+        let set = SnapshotV1 { epoch: 1, revision: 1, items: vec![item] };
+        let conflict = |service: &str, message: &str| Conflict {
+            namespace: "default".into(),
+            service: service.into(),
+            message: message.into(),
+        };
+        let told = [conflict("web", "port 1")];
+        // A host port is no Service's, and one that is gone is nobody's.
+        let conflicts = [
+            &told[0],
+            &conflict("web", "port 2"),
+            &conflict("", "port 3"),
+            &conflict("old", "port 4"),
+        ];
+        let status =
+            Status { conflicts: conflicts.map(Clone::clone).to_vec(), ..Status::default() };
+        let events = conflict_events("pi", 5, &status, &told, Some(&set));
+        let said: Vec<_> =
+            events.iter().map(|event| (event.uid, event.message.as_str(), event.at_ms)).collect();
+        assert_eq!(said, [([7; 16], "node pi: port 2", 5)]);
+        assert!(conflict_events("pi", 5, &status, &told, None).is_empty());
+    }
 
     #[test]
     fn a_pod_is_an_endpoint_once_it_has_an_address_and_until_it_has_ended() {

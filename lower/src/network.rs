@@ -11,8 +11,8 @@ use api::selector::{LabelSelector, Operator};
 use api::{Value, meta};
 use wire::network::{
     DistributionV1, EndpointPortV1, EndpointV1, EndpointsV1, OperatorV1, PeerV1, PolicyPeerV1,
-    PolicyPortV1, PolicyRuleV1, PolicyV1, PortsV1, RequirementV1, SelectorV1, ServicePortV1,
-    ServiceV1, TargetV1,
+    PolicyPortV1, PolicyRuleV1, PolicyV1, PortsV1, RequirementV1, SERVICE_SOURCES, SelectorV1,
+    ServicePortV1, ServiceV1, TargetV1,
 };
 use wire::pod::ProtocolV1;
 use wire::set::{BodyV1, ItemV1};
@@ -21,6 +21,8 @@ use super::{LowerError, item, uid};
 
 /// The label by which a slice belongs to its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// The older way to say whom a load balancer lets in.
+const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
 /// Where a node is.
 const ZONE: &str = "topology.kubernetes.io/zone";
 /// Where a node listens for the others.
@@ -52,6 +54,10 @@ pub fn service(object: &Value) -> Result<ItemV1, LowerError> {
         })
     });
     let is_external_name = kind == "ExternalName";
+    let ext = match sources(object).filter(|_| kind == "LoadBalancer") {
+        Some(ranges) => vec![(SERVICE_SOURCES, ranges.join(",").into_bytes())],
+        None => Vec::new(),
+    };
     let mut external_ips = addresses(&spec["externalIPs"]);
     if kind == "LoadBalancer" {
         let given = list(&object["status"]["loadBalancer"]["ingress"]);
@@ -85,9 +91,23 @@ pub fn service(object: &Value) -> Result<ItemV1, LowerError> {
             _ => DistributionV1::Any,
         },
         is_api: (namespace, name) == ("default", "kubernetes"),
-        ext: Vec::new(),
+        ext,
     };
     Ok(item(uid(meta::uid(object))?, BodyV1::Service(Box::new(body))))
+}
+
+/// The ranges of the clients that a load balancer lets in; the annotation counts where
+/// the field is empty.
+fn sources(object: &Value) -> Option<Vec<String>> {
+    let mut ranges: Vec<String> = list(&object["spec"]["loadBalancerSourceRanges"])
+        .map(|range| text(range).trim().to_owned())
+        .collect();
+    if ranges.is_empty() {
+        let given = meta::annotation(object, SOURCE_RANGES).unwrap_or_default();
+        ranges.extend(given.split(',').map(|range| range.trim().to_owned()));
+    }
+    ranges.retain(|range| !range.is_empty());
+    (!ranges.is_empty()).then_some(ranges)
 }
 
 /// Lowers an EndpointSlice; `None` for one that belongs to no Service, or whose
@@ -424,6 +444,22 @@ mod tests {
         assert!(one.external_local && !one.internal_local && !one.is_api);
         assert_eq!(one.distribution, DistributionV1::Node);
         assert_eq!(one.selector[0].0, "app", "sorted");
+        assert_eq!(one.sources(), None, "everybody");
+    }
+
+    #[test]
+    fn a_load_balancer_is_sent_with_whom_it_lets_in() {
+        let ranges = json!([" 192.0.2.0/24", "2001:db8::/32"]);
+        let sources = |kind: &str, ranges: &Value, annotation: &str| {
+            let metadata = json!({"annotations": {SOURCE_RANGES: annotation}});
+            let spec = json!({"type": kind, "loadBalancerSourceRanges": ranges});
+            lowered(json!({"metadata": metadata, "spec": spec})).sources()
+        };
+        let both = Some(vec!["192.0.2.0/24".to_owned(), "2001:db8::/32".to_owned()]);
+        assert_eq!(sources("LoadBalancer", &ranges, "198.51.100.0/24"), both);
+        assert_eq!(sources("LoadBalancer", &json!([]), "192.0.2.0/24, 2001:db8::/32 "), both);
+        assert_eq!(sources("LoadBalancer", &Value::Null, " "), None);
+        assert_eq!(sources("NodePort", &ranges, ""), None, "left of an earlier type");
     }
 
     #[test]

@@ -11,9 +11,12 @@ use wire::status::EventV1;
 /// The component events of nodes come from.
 const COMPONENT: &str = "pinnace-agent";
 
+/// The reason of an Event that is about a Service.
+const PORT_CONFLICT: &str = "PortConflict";
+
 /// The words a node may give as reason: an Event's reason is for programs, so a
 /// node cannot make up its own.
-const REASONS: [&str; 30] = [
+const REASONS: [&str; 31] = [
     "BackOff",
     "Created",
     "DeadlineExceeded",
@@ -35,6 +38,7 @@ const REASONS: [&str; 30] = [
     "NodeNotReady",
     "NodeReady",
     "OOMKilling",
+    PORT_CONFLICT,
     "Pulled",
     "Pulling",
     "PrivilegedForbidden",
@@ -64,7 +68,7 @@ impl NodeEvents {
             involved_node(node)
         } else {
             Involved {
-                kind: "Pod",
+                kind: if event.reason == PORT_CONFLICT { "Service" } else { "Pod" },
                 api_version: "v1".to_owned(),
                 key: ObjectKey::new(&event.namespace, &event.name),
                 uid: text(&event.uid),

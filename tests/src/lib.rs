@@ -50,6 +50,8 @@ mod services;
 #[cfg(test)]
 mod services_api;
 #[cfg(test)]
+mod services_traffic;
+#[cfg(test)]
 mod sim;
 #[cfg(test)]
 mod static_pods;

@@ -13,23 +13,22 @@ use crate::harness::wait::{check, until};
 use crate::harness::{World, run_program};
 
 /// A web server that says which pod it is and whom it sees.
-const WEB: &str = "mkdir -p /tmp/www/cgi-bin && cd /tmp/www && \
+const WEB: &str = "mkdir -p /tmp/www/cgi-bin && cd /tmp/www && echo yes > ready && \
      printf '#!/bin/sh\\necho; echo \"$(hostname) $REMOTE_ADDR\"\\n' > cgi-bin/who && \
      chmod +x cgi-bin/who && exec httpd -f -p 8080 -h /tmp/www";
 
 /// A pod that serves [`WEB`], ready once it answers.
-fn web_pod(world: &World) -> Value {
+pub(crate) fn web_pod(world: &World) -> Value {
     let image = world.registry().push_busybox("web:1", &[]);
     let mut pod = pods::pod("web", &image, &["/bin/sh", "-c", WEB], &[]);
     let container = &mut pod["spec"]["containers"][0];
     container["ports"] = json!([{"name": "http", "containerPort": 8080}]);
-    container["readinessProbe"] =
-        json!({"tcpSocket": {"port": "http"}, "periodSeconds": 1, "failureThreshold": 1});
+    container["readinessProbe"] = json!({"httpGet": {"path": "/ready", "port": "http"}, "periodSeconds": 1, "failureThreshold": 1});
     pod
 }
 
 /// Puts one pod of [`WEB`] on each of these boards, all with the label `app=web`.
-fn serve_on(world: &World, boards: &[&str]) {
+pub(crate) fn serve_on(world: &World, boards: &[&str]) {
     let pod = web_pod(world);
     for board in boards {
         let mut pod = pod.clone();
@@ -43,12 +42,17 @@ fn serve_on(world: &World, boards: &[&str]) {
 }
 
 /// A pod that does nothing, on a board, to ask from.
-fn client_on(world: &World, board: &str) -> Client {
+pub(crate) fn client_on(world: &World, board: &str) -> Client {
+    idle_on(world, board, "client")
+}
+
+/// A pod that does nothing, on a board, with this value of the label `app`.
+pub(crate) fn idle_on(world: &World, board: &str, app: &str) -> Client {
     let image = world.registry().push_busybox("client:1", &[]);
-    let name = format!("client-{board}");
+    let name = format!("{app}-{board}");
     let mut pod = pods::pod(&name, &image, &["/bin/sh", "-c", "while true; do sleep 1; done"], &[]);
     pod["spec"]["nodeName"] = json!(board);
-    pod["metadata"]["labels"] = json!({"app": "client"});
+    pod["metadata"]["labels"] = json!({"app": app});
     world.create_pod(&pod);
     let pod = world.pod_becomes_ready(&name);
     let uid = pod["metadata"]["uid"].as_str().unwrap();
@@ -58,20 +62,20 @@ fn client_on(world: &World, board: &str) -> Client {
 }
 
 /// A pod to ask from.
-struct Client {
-    name: String,
+pub(crate) struct Client {
+    pub(crate) name: String,
     /// Its run folder.
-    dir: PathBuf,
-    address: String,
+    pub(crate) dir: PathBuf,
+    pub(crate) address: String,
 }
 
 impl Client {
     /// Runs a program of this machine in the pod's network.
-    fn run(&self, line: &str) -> Output {
+    pub(crate) fn run(&self, line: &str) -> Output {
         run(self.command(line))
     }
 
-    fn command(&self, line: &str) -> Command {
+    pub(crate) fn command(&self, line: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.dir.join("ns/net").display()));
         command.args(["sh", "-c", line]);
@@ -79,14 +83,14 @@ impl Client {
     }
 
     /// Runs a program of this machine with the pod's network and its resolver's file.
-    fn run_named(&self, line: &str) -> Output {
+    pub(crate) fn run_named(&self, line: &str) -> Output {
         let resolv = self.dir.join("resolv.conf");
         let mount = format!("mount --bind {} /etc/resolv.conf", resolv.display());
         self.run(&format!("unshare -m --propagation private sh -c '{mount} && {line}'"))
     }
 
     /// Pod and client that the server names; asked until it answers.
-    fn who(&self, url: &str) -> (String, String) {
+    pub(crate) fn who(&self, url: &str) -> (String, String) {
         until(&format!("{} gets {url}", self.name), || {
             let answer = self.run(&format!("curl -s -m 5 http://{url}/cgi-bin/who"));
             let mut words = answer.out.split_whitespace();
@@ -103,21 +107,21 @@ impl Client {
 }
 
 /// Creates a Service and returns it.
-fn service(world: &World, name: &str, spec: Value) -> Value {
+pub(crate) fn service(world: &World, name: &str, spec: Value) -> Value {
     let object = json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec,
     });
     world.api.create("/api/v1/namespaces/default/services", &object).ok()
 }
 
-fn web_service(world: &World) -> String {
+pub(crate) fn web_service(world: &World) -> String {
     let spec = json!({"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": "http"}]});
     service(world, "web", spec)["spec"]["clusterIP"].as_str().unwrap().to_owned()
 }
 
 /// Every board reaches every pod, through the Service and directly, by address and by
 /// name; with `sees_clients` servers see who asks.
-fn all_reach_all(world: &World, boards: &[&str], sees_clients: bool) {
+pub(crate) fn all_reach_all(world: &World, boards: &[&str], sees_clients: bool) {
     serve_on(world, boards);
     let address = web_service(world);
     for board in boards {
@@ -148,8 +152,16 @@ fn all_reach_all(world: &World, boards: &[&str], sees_clients: bool) {
     }
 }
 
+/// Has a board drop what comes in and fits.
+pub(crate) fn drop_on(world: &World, board: u8, what: &str) {
+    let on = |line: &str| world.network.output_on_board(board, line).ok();
+    on("nft add table inet test");
+    on("nft add chain inet test in { type filter hook input priority -200 ; }");
+    on(&format!("nft add rule inet test in {what} drop"));
+}
+
 /// The paths between nodes, as `pinnace net` shows them: from, to and lane.
-fn paths(world: &World) -> BTreeSet<(String, String, String)> {
+pub(crate) fn paths(world: &World) -> BTreeSet<(String, String, String)> {
     let table = world.pinnace("net").ok();
     let rows = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
     rows.filter(|words| words.len() > 2)
@@ -157,7 +169,7 @@ fn paths(world: &World) -> BTreeSet<(String, String, String)> {
         .collect()
 }
 
-const BOARDS: [&str; 3] = ["node-1", "node-2", "node-3"];
+pub(crate) const BOARDS: [&str; 3] = ["node-1", "node-2", "node-3"];
 
 #[test]
 fn a_service_leads_from_every_board_to_pods_on_every_board_which_see_the_client() {
@@ -191,10 +203,7 @@ fn where_udp_is_blocked_nodes_speak_over_tls_and_else_through_the_master() {
     let client = client_on(&world, "node-1");
     let drop = |what: &str| {
         for agent in &world.agents {
-            let on = |line: &str| world.network.output_on_board(agent.number, line).ok();
-            on("nft add table inet test");
-            on("nft add chain inet test in { type filter hook input priority -200 ; }");
-            on(&format!("nft add rule inet test in {what} dport 7443 drop"));
+            drop_on(&world, agent.number, &format!("{what} dport 7443"));
         }
     };
     drop("udp");
@@ -237,14 +246,19 @@ fn clients_from_outside_reach_the_port_of_any_node_and_are_seen() {
 #[test]
 fn names_are_answered_as_everywhere_and_pods_reach_the_api() {
     let world = World::with_nodes(2);
-    serve_on(&world, &["node-1", "node-2"]);
-    let address = web_service(&world);
+    names_are_answered(&world);
+}
+
+/// Names of all kinds, and the API, from a pod.
+pub(crate) fn names_are_answered(world: &World) {
+    serve_on(world, &["node-1", "node-2"]);
+    let address = web_service(world);
     let spec = json!({
         "clusterIP": "None", "selector": {"app": "web"},
         "ports": [{"name": "http", "port": 8080, "targetPort": "http"}],
     });
-    service(&world, "all", spec);
-    let client = client_on(&world, "node-1");
+    service(world, "all", spec);
+    let client = client_on(world, "node-1");
     let dig = |question: &str| client.run(&format!("dig +short @10.43.0.10 {question}")).ok();
     let lines = |question: &str| dig(question).lines().map(str::to_owned).collect::<BTreeSet<_>>();
     let pods: BTreeSet<String> = world
@@ -288,17 +302,22 @@ fn names_are_answered_as_everywhere_and_pods_reach_the_api() {
 #[test]
 fn modules_are_servers_and_clients_like_any_other_pod() {
     let world = World::with_nodes(2);
-    let mut module = crate::modules::server(&world, "module", Some(8080));
+    modules_are_like_other_pods(&world);
+}
+
+/// A module that serves a client elsewhere, and asks a Service itself.
+pub(crate) fn modules_are_like_other_pods(world: &World) {
+    let mut module = crate::modules::server(world, "module", Some(8080));
     module["metadata"]["labels"] = json!({"app": "module"});
     module["spec"]["nodeName"] = json!("node-2");
     world.create_pod(&module);
-    serve_on(&world, &["node-1"]);
-    let address = web_service(&world);
+    serve_on(world, &["node-1"]);
+    let address = web_service(world);
     let module = world.pod_becomes_ready("module");
     let module_address = module["status"]["podIP"].as_str().unwrap();
     let spec = json!({"selector": {"app": "module"}, "ports": [{"port": 80, "targetPort": 8080}]});
-    let modules = service(&world, "module", spec)["spec"]["clusterIP"].as_str().unwrap().to_owned();
-    let client = client_on(&world, "node-1");
+    let modules = service(world, "module", spec)["spec"]["clusterIP"].as_str().unwrap().to_owned();
+    let client = client_on(world, "node-1");
     until("the module asks the Service of the other board and is seen as itself", || {
         let url = format!("http://{modules}/fetch/{address}:80/cgi-bin/who");
         let answer = client.run(&format!("curl -s -m 5 {url}"));
@@ -310,9 +329,14 @@ fn modules_are_servers_and_clients_like_any_other_pod() {
 #[test]
 fn policies_decide_who_comes_in_and_where_pods_go() {
     let world = World::with_nodes(2);
-    serve_on(&world, &["node-2"]);
-    let address = web_service(&world);
-    let (near, far) = (client_on(&world, "node-2"), client_on(&world, "node-1"));
+    policies_decide(&world);
+}
+
+/// Policies for pods that serve, and for pods that ask.
+pub(crate) fn policies_decide(world: &World) {
+    serve_on(world, &["node-2"]);
+    let address = web_service(world);
+    let (near, far) = (client_on(world, "node-2"), client_on(world, "node-1"));
     let is_let_in = |client: &Client| {
         client.run(&format!("curl -s -m 2 http://{address}/cgi-bin/who")).code == 0
     };

@@ -62,8 +62,23 @@ pub struct ServiceV1 {
     pub distribution: DistributionV1,
     /// It is the API of the master, reached through the node's link.
     pub is_api: bool,
-    /// Room for later fields.
+    /// Room for later fields: [`SERVICE_SOURCES`].
     pub ext: Ext,
+}
+
+/// In [`ServiceV1::ext`]: the ranges of the clients that a load balancer lets in, as
+/// text, separated by commas. Not there where it lets in everybody.
+pub const SERVICE_SOURCES: u16 = 1;
+
+impl ServiceV1 {
+    /// The ranges of the clients that its load balancer lets in; `None` for everybody.
+    #[must_use]
+    pub fn sources(&self) -> Option<Vec<String>> {
+        let (_, bytes) = self.ext.iter().find(|(tag, _)| *tag == SERVICE_SOURCES)?;
+        // Bytes that are no text name no range, and nobody is let in.
+        let text = std::str::from_utf8(bytes).unwrap_or_default();
+        Some(text.split(',').filter(|one| !one.is_empty()).map(str::to_owned).collect())
+    }
 }
 
 /// Which endpoints are preferred.

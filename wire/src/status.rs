@@ -158,7 +158,7 @@ pub struct TerminatedV1 {
 /// Something that happened, for people (`kubectl get events`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventV1 {
-    /// The pod it is about; all zero for the node itself.
+    /// The pod it is about, or the Service (`PortConflict`); all zero for the node itself.
     pub uid: Uid,
     /// Namespace of the pod; empty for the node.
     pub namespace: String,

@@ -116,12 +116,6 @@ const PROJECTION_WARNED: &[Line] = &[
     ("podCertificate", When::Set, "the file is not there"),
 ];
 
-/// Refused in a Service: it believes to be reached by few, and is by all.
-const SERVICE_REFUSED: &[Line] = &[(
-    "loadBalancerSourceRanges",
-    When::Set,
-    "source ranges are not enforced, use a NetworkPolicy with an ipBlock",
-)];
 /// Warned about in a Service.
 const SERVICE_WARNED: &[Line] =
     &[("loadBalancerIP", When::Set, "a load balancer has the addresses of the nodes")];
@@ -147,7 +141,7 @@ pub fn check(resource: &Resource, object: &Value) -> Unsupported {
             pod(&at.field("spec"), fields(template, "spec"), &mut found);
         }
         ("", "Service") => {
-            found.look(&SPEC, spec, SERVICE_REFUSED, SERVICE_WARNED);
+            found.look(&SPEC, spec, &[], SERVICE_WARNED);
             let at = SPEC.field("ports");
             for (n, port) in objects(spec, "ports") {
                 found.look(&at.index(n), port, &[], SERVICE_PORT_WARNED);

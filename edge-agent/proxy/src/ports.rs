@@ -71,7 +71,7 @@ impl Entry {
             }
             Self::External(address, number) => {
                 let port = view.external((*address, *number, protocol))?;
-                Some(Way::Service(Arc::clone(port), scope()))
+                Some(port.way_from_outside(client, scope()))
             }
             Self::Pod(address) => Some(Way::Direct(*address, Place::Pod)),
             Self::Health(..) => None,

@@ -173,6 +173,8 @@ pub struct Service {
     pub external_local: bool,
     /// Addresses of nodes and of `externalIPs` that lead to it, on its own ports.
     pub external_ips: Vec<IpAddr>,
+    /// Who gets in at [`Self::external_ips`]; `None` for everybody.
+    pub sources: Option<Vec<Net>>,
     /// Where the node says over HTTP whether it has endpoints of the Service.
     pub health_port: Option<u16>,
     /// Names and ports are given for endpoints that are not ready, too.

@@ -140,10 +140,14 @@ impl Datagrams {
         })
     }
 
-    /// Ends the flows whose endpoints are no longer among those of their Service.
+    /// Ends the flows whose endpoints are no longer among those of their Service, and
+    /// those of clients that it lets in no longer.
     pub(crate) fn follow(&self, view: &View) {
-        let gone = lock(&self.flows).keep(|flow| {
-            flow.chosen.is_none_or(|(id, scope)| view.has(id, scope, flow.active.address()))
+        let gone = lock(&self.flows).keep(|key, flow| {
+            flow.chosen.is_none_or(|(id, scope)| {
+                view.has(id, scope, flow.active.address())
+                    && !view.is_shut_out(key.client.ip(), key.asked, Protocol::Udp)
+            })
         });
         self.forget(&gone);
     }

@@ -73,6 +73,8 @@ pub(crate) struct Port {
     pub(crate) owner: u64,
     pub(crate) is_api: bool,
     pub(crate) affinity: Option<Duration>,
+    /// Who gets in at the addresses for clients outside.
+    sources: Option<Box<[Net]>>,
     internal: Arc<[Candidate]>,
     external: Arc<[Candidate]>,
     cluster: Arc<[Candidate]>,
@@ -86,6 +88,22 @@ pub(crate) fn owner(service: &Service) -> u64 {
 }
 
 impl Port {
+    /// Where a client gets that asks at an address for those outside.
+    pub(crate) fn way_from_outside(self: &Arc<Self>, client: IpAddr, scope: Scope) -> Way {
+        if self.admits(client) {
+            Way::Service(Arc::clone(self), scope)
+        } else {
+            tracing::debug!(%client, service = self.service, "not among the source ranges");
+            Way::Refused
+        }
+    }
+
+    /// Whether a client gets in at the addresses for those outside.
+    fn admits(&self, client: IpAddr) -> bool {
+        let sources = self.sources.as_deref();
+        sources.is_none_or(|nets| nets.iter().any(|net| net.contains(client)))
+    }
+
     pub(crate) fn candidates(&self, scope: Scope) -> &[Candidate] {
         match scope {
             Scope::Internal => &self.internal,
@@ -213,6 +231,7 @@ impl View {
             owner: owner(service),
             is_api: service.is_api,
             affinity: service.affinity_s.map(|s| Duration::from_secs(s.into())),
+            sources: service.sources.as_deref().map(Into::into),
             internal: of(service.internal_local),
             external: of(service.external_local),
             cluster,
@@ -244,6 +263,17 @@ impl View {
     /// The port of a Service that a port of the node leads to.
     pub(crate) fn node_port(&self, port: u16, protocol: Protocol) -> Option<&Arc<Port>> {
         self.node_ports.get(&(port, protocol))
+    }
+
+    /// Whether a client of an address for those outside is let in no longer.
+    pub(crate) fn is_shut_out(
+        &self,
+        client: IpAddr,
+        asked: SocketAddr,
+        protocol: Protocol,
+    ) -> bool {
+        let port = self.external.get(&(asked.ip(), asked.port(), protocol));
+        port.is_some_and(|port| !port.admits(client))
     }
 
     /// Whether a port of a Service still leads to this backend.
@@ -299,7 +329,7 @@ impl View {
         let who = self.who(client);
         if let Some(port) = self.external.get(&key) {
             let scope = if who == Who::Outside { Scope::External } else { Scope::Cluster };
-            return Way::Service(Arc::clone(port), scope);
+            return port.way_from_outside(client, scope);
         }
         let is_in = |nets: &[Net]| nets.iter().any(|net| net.contains(address));
         if is_in(&self.ranges.services) {

@@ -123,6 +123,24 @@ async fn what_was_not_acknowledged_is_sent_on_the_next_connection() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_connection_from_an_address_that_is_gone_is_made_anew() {
+    let mut setup = start();
+    let mut first = setup.opened.recv().await.unwrap();
+    first.up().await;
+    first.next().await;
+    setup.handle.addresses_gone(vec![[192, 0, 2, 7].into()]).await;
+    setup.handle.statuses_changed(vec![status()]).await;
+    assert!(matches!(first.next().await, Message::Report(_)), "another's address is nothing to it");
+    assert!(setup.handle.state().borrow().connected);
+
+    setup.handle.addresses_gone(vec![[192, 0, 2, 7].into(), [127, 0, 0, 1].into()]).await;
+    let mut second = setup.opened.recv().await.unwrap();
+    assert!(!setup.handle.state().borrow().connected);
+    second.up().await;
+    assert!(matches!(second.next().await, Message::Hello(_)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn failures_are_spread_over_time_and_endpoints() {
     let mut setup = start();
     let began = Instant::now();

@@ -205,6 +205,8 @@ fn service(one: &ServiceV1, slices: &[&EndpointsV1], node: &Node, pods: &[&OwnPo
         internal_local: one.internal_local,
         external_local: one.external_local,
         external_ips: one.external_ips.clone(),
+        // A range that does not read lets nobody in.
+        sources: one.sources().map(|ranges| nets(&ranges)),
         health_port: Some(one.health_port).filter(|port| *port != 0),
         publish_not_ready: one.publish_not_ready,
         distribution: match one.distribution {

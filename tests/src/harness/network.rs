@@ -122,6 +122,11 @@ impl Network {
         command
     }
 
+    /// The file of a board's network namespace.
+    pub(crate) fn namespace_of(&self, number: u8) -> PathBuf {
+        path(&self.board(number))
+    }
+
     /// Runs a line on a board.
     pub(crate) fn output_on_board(&self, number: u8, line: &str) -> super::process::Output {
         run(command(&format!("nsenter --net=/run/netns/{} {line}", self.board(number))))

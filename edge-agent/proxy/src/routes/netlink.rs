@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use futures::TryStreamExt;
 use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressScope};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -210,6 +210,10 @@ async fn take(handle: &Handle, step: &Step) -> Result<(), RoutesError> {
             let mut request = handle.address().add(LOOPBACK_INDEX, *address, prefix).replace();
             // Nobody else on this link has it; routes may name it at once.
             request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+            // It is no address of this machine on a network: nobody takes it for one.
+            if address.is_ipv4() {
+                request.message_mut().header.scope = AddressScope::Host;
+            }
             request.execute().await
         }
         Step::RemoveAddress(address) => remove_address(handle, *address).await,

@@ -88,8 +88,8 @@ impl<K: Hash + Eq + Clone, V> Flows<K, V> {
     }
 
     /// Ends those that do not fit.
-    pub(super) fn keep(&mut self, fits: impl Fn(&V) -> bool) -> Vec<V> {
-        self.remove_if(|_, entry| !fits(&entry.value))
+    pub(super) fn keep(&mut self, fits: impl Fn(&K, &V) -> bool) -> Vec<V> {
+        self.remove_if(|key, entry| !fits(key, &entry.value))
     }
 
     /// Ends all.

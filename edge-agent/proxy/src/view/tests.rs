@@ -68,6 +68,10 @@ fn table() -> Table {
             Service {
                 external_local: true,
                 external_ips: vec![ip("203.0.113.5")],
+                sources: Some(vec![
+                    "198.51.100.0/24".parse().unwrap(),
+                    "10.42.1.8/32".parse().unwrap(),
+                ]),
                 ..service(
                     "web",
                     "10.43.0.2",
@@ -118,6 +122,9 @@ fn what_is_captured_leads_where_its_destination_says() {
     check("10.42.1.8", "10.43.0.2:81", "refused");
     check("10.42.1.8", "203.0.113.5:80", "web Cluster");
     check("198.51.100.9", "203.0.113.5:80", "web External");
+    check("198.51.101.9", "203.0.113.5:80", "refused");
+    check("10.42.1.7", "203.0.113.5:80", "refused");
+    check("10.42.1.7", "10.43.0.2:80", "web Internal");
     check("10.42.1.8", "10.42.1.7:9", "10.42.1.7:9 Pod");
     check("10.42.1.8", "10.42.2.7:9", "10.42.2.7:9 Peer(\"far\")");
     check("10.42.1.1", "10.42.2.7:9", "10.42.2.7:9 Peer(\"far\")");

@@ -77,7 +77,7 @@ pub fn raise(pod: &PodV1, node: &str) -> Value {
     put("priority", json!(pod.priority));
     put("enableServiceLinks", json!(pod.service_links));
     let mut all = pod.all_containers();
-    if pod.containers.first().is_some() && all.all(|one| one.runtime == RuntimeV1::Wasm) {
+    if !pod.containers.is_empty() && all.all(|one| one.runtime == RuntimeV1::Wasm) {
         put("runtimeClassName", json!("wasm"));
     }
     json!({"kind": "Pod", "apiVersion": "v1", "metadata": metadata, "spec": spec})

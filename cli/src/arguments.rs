@@ -31,7 +31,8 @@ pub(crate) struct Arguments {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Options of all commands")]
 pub(crate) struct Global {
-    /// Kubeconfig to use, alone. Else the files of KUBECONFIG, merged; else ~/.kube/config.
+    /// Kubeconfig to use, alone. Else the files of KUBECONFIG, merged; else ~/.kube/config;
+    /// else, for root on a board, that of the board's own API (/run/pinnace/kubeconfig).
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) kubeconfig: Option<PathBuf>,
     /// Context of the kubeconfig to use instead of its current one.

@@ -2,7 +2,8 @@
 //!
 //! `--kubeconfig FILE` stands alone; else the files of `KUBECONFIG`, separated
 //! by colons, of which the first to say something wins and missing ones are
-//! skipped; else `~/.kube/config`.
+//! skipped; else `~/.kube/config`; else, on a board and for root, that of the board's
+//! own API.
 
 use std::ffi::OsStr;
 use std::net::IpAddr;
@@ -30,6 +31,15 @@ pub(crate) fn default_path() -> Option<PathBuf> {
     Some(Path::new(&home).join(".kube/config"))
 }
 
+/// Where an agent keeps the kubeconfig of its own API, which only root can read.
+const BOARD: &str = "/run/pinnace/kubeconfig";
+
+/// The board's own, if this is a board and we may.
+fn of_board(path: &Path) -> Option<anyhow::Result<Loaded>> {
+    std::fs::File::open(path).ok()?;
+    Some(load_files(&[path.to_owned()], true))
+}
+
 /// Reads what the arguments and the environment name.
 pub(crate) fn load(global: &Global) -> anyhow::Result<Loaded> {
     if let Some(path) = &global.kubeconfig {
@@ -39,8 +49,14 @@ pub(crate) fn load(global: &Global) -> anyhow::Result<Loaded> {
     if !paths.is_empty() {
         return load_files(&paths, false).context("KUBECONFIG");
     }
-    let path = default_path()
-        .ok_or_else(|| anyhow!("no kubeconfig: name one with --kubeconfig or KUBECONFIG"))?;
+    let path = default_path();
+    if !path.as_ref().is_some_and(|path| path.exists())
+        && let Some(loaded) = of_board(Path::new(BOARD))
+    {
+        return loaded;
+    }
+    let path =
+        path.ok_or_else(|| anyhow!("no kubeconfig: name one with --kubeconfig or KUBECONFIG"))?;
     if !path.exists() {
         bail!(
             "no kubeconfig: {} does not exist; name one with --kubeconfig or KUBECONFIG (the \

@@ -9,7 +9,7 @@
 //! Pods do not end with the agent.
 
 use std::io;
-use std::net::{IpAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,9 +38,9 @@ use crate::registries::{Registries, RegistrySettings, WhatIsNeeded};
 use crate::results::Results;
 use crate::seal::{Seal, SealError};
 use crate::storage::Removals;
-use crate::streams::Streams;
+use crate::streams::{self, Streams};
 use crate::tokens::Shelf;
-use crate::{image_gc, nodeinfo, prepull, pressure, recover, services, storage};
+use crate::{image_gc, local, nodeinfo, prepull, pressure, recover, services, storage};
 
 /// How long the parts may take to stop.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
@@ -74,6 +74,8 @@ pub struct Settings {
     pub tunnel_port: u16,
     /// Further arguments of the proxy.
     pub proxy_arguments: Vec<String>,
+    /// Where the board's own API is; nowhere where `None`.
+    pub local_api: Option<SocketAddr>,
 }
 
 /// Why an agent does not start.
@@ -175,6 +177,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
         .map_err(io_error("open the folder of results"))?;
     let seal = Arc::new(Seal::open(&folders.state, settings.seal_key_file.as_deref())?);
     let facts = facts(&identity, &info);
+    let host_ip = facts.host_ip.clone();
     let runtime = Arc::new(runtime) as Arc<dyn Runtime>;
     let commands = Arc::clone(&runtime);
     let hooks = Hooks::new(
@@ -226,8 +229,10 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     };
     let watching = pressure::run(folders.clone(), settings.pressure, Clock::System, outlets);
     tasks.spawn(driver);
-    tasks.spawn(pass_on(news, link.clone()));
-    tasks.spawn(until(stop.clone(), pass_on_events(events, link.clone())));
+    let diary = Arc::new(local::Diary::default());
+    tasks.spawn(pass_on(news, link.clone(), Arc::clone(&diary)));
+    let passing = pass_on_events(events, link.clone(), Arc::clone(&diary));
+    tasks.spawn(until(stop.clone(), passing));
     tasks.spawn(until(stop.clone(), watching));
     let (manifests_to, manifests) = watch::channel(Arc::new(manifests));
     let folder_watch = manifests::watch(settings.manifests, identity.node.clone(), manifests_to);
@@ -253,15 +258,33 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     };
     let (proxy, keeping) = services::keep(services, inputs, Arc::clone(&network), stop.clone());
     tasks.spawn(keeping);
-    let streams = Streams {
+    let streams = Arc::new(Streams {
         logs: folders.state.join("logs"),
         folders: folders.clone(),
-        board,
+        board: board.clone(),
         runtime: commands,
         dial: Arc::clone(&dialer),
         proxy: proxy.clone(),
-    };
-    tasks.spawn(until(stop.clone(), streams.run(outputs.commands)));
+        free: streams::slots(),
+    });
+    tasks.spawn(until(stop.clone(), Arc::clone(&streams).run(outputs.commands)));
+    let (shown, info_now) = watch::channel(info.clone());
+    match settings.local_api {
+        Some(address) => {
+            let sources = local::Sources {
+                node: identity.node.clone(),
+                host_ip,
+                board,
+                roster: owner.roster(),
+                info: info_now,
+                diary,
+                streams,
+                restarter: owner.restarter(),
+            };
+            tasks.spawn(local::run(address, folders.run.clone(), sources, stop.clone()));
+        }
+        None => local::remove(&folders.run),
+    }
     let changes = Changes {
         short: conditions,
         manifests: manifests.clone(),
@@ -271,6 +294,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
         sets: sets.clone(),
         first: first.clone(),
         node: identity.node.clone(),
+        shown,
     };
     let looking =
         look(folders.clone(), Arc::clone(&network), Arc::clone(&images), link, info, changes);
@@ -354,20 +378,28 @@ fn configure(network: &Arc<Network>, images: &Arc<Registries>, pinned_key: [u8; 
 }
 
 /// Passes on to the link what the pods say.
-async fn pass_on(mut news: mpsc::Receiver<News>, link: LinkHandle) {
+async fn pass_on(mut news: mpsc::Receiver<News>, link: LinkHandle, diary: Arc<local::Diary>) {
     while let Some(news) = news.recv().await {
         match news {
             News::Applied(epoch, revision) => link.applied(epoch, revision).await,
             News::Statuses(statuses) => link.statuses_changed(statuses).await,
-            News::Event(event) => link.event(event),
+            News::Event(event) => {
+                diary.note(&event);
+                link.event(event);
+            }
             News::Running(running) => link.running(running).await,
         }
     }
 }
 
 /// Passes on to the link what happens to the node itself.
-async fn pass_on_events(mut events: mpsc::Receiver<EventV1>, link: LinkHandle) {
+async fn pass_on_events(
+    mut events: mpsc::Receiver<EventV1>,
+    link: LinkHandle,
+    diary: Arc<local::Diary>,
+) {
     while let Some(event) = events.recv().await {
+        diary.note(&event);
         link.event(event);
     }
 }
@@ -390,6 +422,8 @@ struct Changes {
     first: Option<Arc<SnapshotV1>>,
     /// The node's name.
     node: String,
+    /// What it says of itself, for the board's own API.
+    shown: watch::Sender<NodeInfoV1>,
 }
 
 /// Looks again and again at what the board lacks or is short of, and says when
@@ -460,6 +494,7 @@ async fn look(
             (info.findings, info.images) = (findings, list);
             info.more_addresses = addresses;
             info.static_pods.clone_from(&own.mirrors);
+            changes.shown.send_replace(info.clone());
             link.info_changed(info.clone()).await;
         }
     }

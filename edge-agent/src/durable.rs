@@ -25,6 +25,8 @@
 //! | `state/logs/**` | shims, appended | lines are lost; counts of restarts follow from the names |
 //! | `run/boot` | [`write_text`] | the run folder is emptied as after a boot, unless something runs |
 //! | `run/pods/<uid>/state` | [`write`] | rebuilt from `run/containers` |
+//! | `run/local-api` | [`write`] | made anew, with another key and token |
+//! | `run/kubeconfig` | [`write_private`] | written at every start |
 //! | `run/containers/<id>/*` | `runtime::dir`, beside and renamed | the run is over, its end unknown |
 
 use std::fs::{self, File, OpenOptions};
@@ -113,6 +115,14 @@ pub fn write_sealed(
 /// As [`write`].
 pub fn write_text(path: &Path, text: &str, keep: Keep) -> Result<(), DurableError> {
     replace(path, text.as_bytes(), 0o644, keep)
+}
+
+/// Writes text that only root may read.
+///
+/// # Errors
+/// The disk is full or broken; the file before is still there then.
+pub fn write_private(path: &Path, text: &str, keep: Keep) -> Result<(), DurableError> {
+    replace(path, text.as_bytes(), 0o600, keep)
 }
 
 fn write_body(path: &Path, magic: Magic, body: &[u8], keep: Keep) -> Result<(), DurableError> {

@@ -39,4 +39,5 @@ pub mod volumes;
 pub mod identity;
 pub mod join;
 pub mod link;
+pub mod local;
 pub mod node;

@@ -128,6 +128,7 @@ pub fn find(
             keys: KeySet::new(),
             tokens: crate::tokens::Held::default(),
             eviction: None,
+            restarts: 0,
         });
         add_traces(&mut state, &traces, &uid, false);
         seen.insert(uid);

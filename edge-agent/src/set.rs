@@ -82,6 +82,7 @@ pub fn pods(set: &SnapshotV1) -> BTreeMap<Uid, Desired> {
                 keys,
                 tokens: crate::tokens::Held::default(),
                 eviction: None,
+                restarts: 0,
             };
             Some((pod.uid, desired))
         })

@@ -24,6 +24,7 @@ use std::sync::Arc;
 
 use proxy::control::ToProxy;
 use runtime::{ExecHandle, ExecRequest, Runtime, RuntimeError};
+use tokio::io::DuplexStream;
 use tokio::sync::{Semaphore, mpsc};
 use wire::Uid;
 use wire::command::{
@@ -40,6 +41,8 @@ use crate::{id, logs, network, services};
 
 /// Streams served at the same time.
 const STREAMS_MAX: usize = 32;
+/// Bytes under way to somebody in this process.
+const PIPE_BYTES: usize = 32 << 10;
 
 /// Serves streams.
 pub struct Streams {
@@ -55,6 +58,14 @@ pub struct Streams {
     pub dial: Arc<dyn Dial>,
     /// The node's data plane.
     pub proxy: services::Handle,
+    /// How many may still begin; see [`slots`].
+    pub free: Arc<Semaphore>,
+}
+
+/// Room for all streams that are served at the same time.
+#[must_use]
+pub fn slots() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(STREAMS_MAX))
 }
 
 impl std::fmt::Debug for Streams {
@@ -65,10 +76,8 @@ impl std::fmt::Debug for Streams {
 
 impl Streams {
     /// Does what the master asks, until it asks no more.
-    pub async fn run(self, mut commands: mpsc::Receiver<CommandV1>) {
+    pub async fn run(self: Arc<Self>, mut commands: mpsc::Receiver<CommandV1>) {
         let requests = self.proxy.requests.clone();
-        let streams = Arc::new(self);
-        let free = Arc::new(Semaphore::new(STREAMS_MAX));
         while let Some(command) = commands.recv().await {
             let (ticket, stream) = match command {
                 CommandV1::OpenStream { ticket, stream } => (ticket, stream),
@@ -80,8 +89,8 @@ impl Streams {
                 // The node's protocol has answered the others itself.
                 _ => continue,
             };
-            let permit = Arc::clone(&free).try_acquire_owned().ok();
-            let streams = Arc::clone(&streams);
+            let permit = Arc::clone(&self.free).try_acquire_owned().ok();
+            let streams = Arc::clone(&self);
             tokio::spawn(async move {
                 let served = match permit {
                     Some(_permit) => streams.serve(ticket, stream).await,
@@ -102,13 +111,34 @@ impl Streams {
 
     async fn refuse(&self, ticket: [u8; 16]) -> io::Result<()> {
         tracing::warn!("{STREAMS_MAX} streams are open; another one is refused");
-        let why = format!("{STREAMS_MAX} streams are open on this node already: close one");
+        let why = too_many();
         let connection = self.connect(ticket).await?;
         end(connection, StreamEndV1::Failed(why)).await
     }
 
     async fn serve(&self, ticket: [u8; 16], stream: StreamV1) -> io::Result<()> {
         let connection = self.connect(ticket).await?;
+        self.serve_on(connection, stream).await
+    }
+
+    /// Serves a stream to somebody in this process, until either end is dropped.
+    ///
+    /// # Errors
+    /// Why there can be no more streams.
+    pub fn open(self: &Arc<Self>, stream: StreamV1) -> Result<DuplexStream, String> {
+        let permit = Arc::clone(&self.free).try_acquire_owned().map_err(|_| too_many())?;
+        let (near, far) = tokio::io::duplex(PIPE_BYTES);
+        let streams = Arc::clone(self);
+        tokio::spawn(async move {
+            let _permit = permit;
+            if let Err(error) = streams.serve_on(Box::new(far), stream).await {
+                tracing::debug!(%error, "a stream ended early");
+            }
+        });
+        Ok(near)
+    }
+
+    async fn serve_on(&self, connection: Box<dyn Connection>, stream: StreamV1) -> io::Result<()> {
         match stream {
             StreamV1::Logs(request) => {
                 logs::serve(&self.logs, &self.board, &request, connection).await
@@ -180,6 +210,10 @@ impl Streams {
         let net = self.folders.pod(&request.uid, "", "").run.join("ns/net");
         Ok(network::is_namespace(&net).then_some(net))
     }
+}
+
+fn too_many() -> String {
+    format!("{STREAMS_MAX} streams are open on this node already: close one")
 }
 
 fn failure(error: &RuntimeError) -> StreamEndV1 {

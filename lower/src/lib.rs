@@ -8,10 +8,15 @@
 //! changes nothing. Validation has been through every object already; what it
 //! lets pass and a node cannot express is an error here, never a guess.
 
+// One long manifest in a test.
+#![cfg_attr(test, recursion_limit = "256")]
+
 mod claim;
 mod container;
 mod health;
 pub mod network;
+pub mod node;
+mod raise;
 mod status;
 mod volume;
 
@@ -29,6 +34,7 @@ use wire::set::{BodyV1, ItemV1, NodeConfigV1};
 use wire::status::PhaseV1;
 
 pub use claim::{Claimed, Claims, claim_names, claimed};
+pub use raise::raise;
 pub use status::pod_status;
 
 /// Where Services and pods have their names.

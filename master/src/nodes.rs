@@ -17,7 +17,6 @@ mod lease;
 mod liveness;
 mod mirrors;
 mod network;
-mod object;
 mod reports;
 mod tokens;
 mod volumes;
@@ -405,7 +404,7 @@ impl Nodes {
             profile,
             confirmed,
         );
-        state.ready = object::is_ready(object);
+        state.ready = lower::node::is_ready(object);
         let old = (&state.uid, &state.pod_cidrs, state.profile, state.confirmed);
         if old != (&new.0, &new.1, new.2, new.3) {
             (state.uid, state.pod_cidrs, state.profile, state.confirmed) = new;
@@ -912,12 +911,12 @@ async fn write_node(api: &Api, node: &str, info: &NodeInfoV1) -> Result<(), Stat
         }
         Err(status) => return Err(status),
     };
-    let has_new_labels = object::set_labels(&mut object, info);
-    let has_new_port = object::set_tunnel_port(&mut object, info);
-    if object::set_storage_folder(&mut object, info) || has_new_labels || has_new_port {
+    let has_new_labels = lower::node::set_labels(&mut object, info);
+    let has_new_port = lower::node::set_tunnel_port(&mut object, info);
+    if lower::node::set_storage_folder(&mut object, info) || has_new_labels || has_new_port {
         object = api.update(&master, &target, object, &options).await?.value();
     }
-    let status = object::status(&object, info, clock::timestamp());
+    let status = lower::node::status(&object, info, clock::timestamp());
     if object["status"] != status {
         object["status"] = status;
         let who = Identity::node(node);

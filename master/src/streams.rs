@@ -7,10 +7,6 @@
 //!
 //! A ticket is random, for one node, good once and for [`TICKET_LIFE`].
 
-mod command;
-mod forward;
-mod frames;
-
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,31 +16,19 @@ use apiserver::{
     BoxFuture, CommandRequest, CommandStream, Forwarder, LogRequest, LogSource, LogStream, Reason,
     Status, StreamSource, StreamTarget,
 };
-use bytes::Bytes;
+use front::node::{self, NodeStream, Said};
 use serde::de::DeserializeOwned;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, oneshot};
-use wire::command::{
-    AttachV1, CommandV1, ExecV1, LogsV1, PortForwardV1, StreamEndV1, StreamHelloV1, StreamV1,
-};
-use wire::stream::Frame;
+use wire::command::{CommandV1, StreamEndV1, StreamHelloV1, StreamV1};
 use wire::usage::{PathsV1, USAGE_BYTES_MAX, UsageV1};
 
 use crate::pki::random;
 
 /// How long a node has to dial back.
 const TICKET_LIFE: Duration = Duration::from_secs(10);
-/// Frames read ahead of a slow user.
-const FRAMES_AHEAD: usize = 4;
 /// Most streams that wait for their node at once.
 const WAITING_MAX: usize = 1024;
-
-/// A connection of a node, already authenticated.
-pub(crate) type NodeStream = Box<dyn Connection>;
-
-/// Bytes both ways.
-pub(crate) trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 
 type Ticket = [u8; 16];
 
@@ -106,13 +90,13 @@ impl Streams {
         let broken = |error: io::Error| Status::unavailable(format!("node {node}: {error}"));
         let mut answer = Vec::new();
         loop {
-            match read_frame(&mut stream).await.map_err(broken)? {
-                LogFrame::Data(bytes) if answer.len() + bytes.len() > USAGE_BYTES_MAX => {
+            match node::read(&mut stream).await.map_err(broken)? {
+                Said::Data(bytes) if answer.len() + bytes.len() > USAGE_BYTES_MAX => {
                     return Err(broken(io::Error::other("it says too much")));
                 }
-                LogFrame::Data(bytes) => answer.extend_from_slice(&bytes),
-                LogFrame::End(StreamEndV1::Done) => break,
-                LogFrame::End(end) => return Err(broken(io::Error::other(format!("{end:?}")))),
+                Said::Data(bytes) => answer.extend_from_slice(&bytes),
+                Said::End(StreamEndV1::Done) => break,
+                Said::End(end) => return Err(broken(io::Error::other(format!("{end:?}")))),
             }
         }
         postcard::from_bytes(&answer).map_err(|error| broken(io::Error::other(error)))
@@ -175,22 +159,16 @@ impl Drop for Forget<'_> {
 impl StreamSource for Streams {
     fn command(&self, request: CommandRequest) -> BoxFuture<'_, Result<CommandStream, Status>> {
         Box::pin(async move {
-            let CommandRequest { target, args, stdin, tty, .. } = request;
-            let uid = pod_uid(&target.pod_uid)?;
-            let container = target.container;
-            let stream = match args {
-                Some(args) => StreamV1::Exec(ExecV1 { uid, container, args, stdin, tty }),
-                None => StreamV1::Attach(AttachV1 { uid, container, stdin }),
-            };
-            Ok(command::start(self.dial_back(&target.node, stream).await?))
+            let (uid, at) = (pod_uid(&request.target.pod_uid)?, request.target.node.clone());
+            let stream = node::command_stream(uid, request);
+            Ok(node::command(self.dial_back(&at, stream).await?))
         })
     }
 
     fn forward(&self, target: StreamTarget) -> BoxFuture<'_, Result<Arc<dyn Forwarder>, Status>> {
         Box::pin(async move {
-            let stream = StreamV1::PortForward(PortForwardV1 { uid: pod_uid(&target.pod_uid)? });
-            let connection = self.dial_back(&target.node, stream).await?;
-            Ok(Arc::new(forward::start(connection)) as Arc<dyn Forwarder>)
+            let stream = node::forward_stream(pod_uid(&target.pod_uid)?);
+            Ok(node::forward(self.dial_back(&target.node, stream).await?))
         })
     }
 }
@@ -202,106 +180,18 @@ fn pod_uid(text: &str) -> Result<wire::Uid, Status> {
 impl LogSource for Streams {
     fn open(&self, request: LogRequest) -> BoxFuture<'_, Result<LogStream, Status>> {
         Box::pin(async move {
-            let logs = logs(&request)?;
-            let mut stream = self.dial_back(&request.node, StreamV1::Logs(logs)).await?;
-            let name = format!("{}/{}", request.namespace, request.pod);
-            // The first frame tells whether there is such a log at all.
-            let first = match read_frame(&mut stream).await {
-                Ok(LogFrame::End(end)) => match end {
-                    StreamEndV1::Done | StreamEndV1::Exited(_) => {
-                        return Ok(Box::pin(futures::stream::empty()) as LogStream);
-                    }
-                    StreamEndV1::NotFound(what) => return Err(Status::bad_request(what)),
-                    StreamEndV1::Failed(what) => return Err(Status::internal(what)),
-                },
-                Ok(LogFrame::Data(bytes)) => bytes,
-                Err(err) => return Err(Status::unavailable(format!("log of {name}: {err}"))),
-            };
-            let (sender, receiver) = mpsc::channel(FRAMES_AHEAD);
-            tokio::spawn(forward(stream, first, sender));
-            let lines = futures::stream::unfold(receiver, |mut receiver| async move {
-                Some((receiver.recv().await?, receiver))
-            });
-            Ok(Box::pin(lines) as LogStream)
+            let now_ms = crate::clock::timestamp().as_millisecond();
+            let stream = node::log_stream(pod_uid(&request.pod_uid)?, &request, now_ms)?;
+            let stream = self.dial_back(&request.node, stream).await?;
+            node::log(stream, &format!("{}/{}", request.namespace, request.pod)).await
         })
     }
 }
 
-/// Copies frames until the log ends or nobody reads any more.
-async fn forward(mut stream: NodeStream, first: Bytes, sender: mpsc::Sender<io::Result<Bytes>>) {
-    let mut frame = Ok(LogFrame::Data(first));
-    loop {
-        let sent = match frame {
-            Ok(LogFrame::Data(bytes)) => sender.send(Ok(bytes)).await,
-            Ok(LogFrame::End(StreamEndV1::Done | StreamEndV1::Exited(_))) => return,
-            Ok(LogFrame::End(StreamEndV1::NotFound(what) | StreamEndV1::Failed(what))) => {
-                // The status line is out already; the text tells the user why it ends.
-                let _ = sender.send(Err(io::Error::other(what))).await;
-                return;
-            }
-            Err(err) => {
-                let _ = sender.send(Err(err)).await;
-                return;
-            }
-        };
-        if sent.is_err() {
-            return;
-        }
-        frame = tokio::select! {
-            frame = read_frame(&mut stream) => frame,
-            () = sender.closed() => return,
-        };
-    }
-}
-
-/// What a log stream says: lines, then how it ended.
-enum LogFrame {
-    Data(Bytes),
-    End(StreamEndV1),
-}
-
-async fn read_frame(stream: &mut NodeStream) -> io::Result<LogFrame> {
-    loop {
-        match frames::read_patiently(stream).await? {
-            Frame::Stdout(bytes) | Frame::Stderr(bytes) => {
-                return Ok(LogFrame::Data(Bytes::from(bytes)));
-            }
-            Frame::End(end) => return Ok(LogFrame::End(end)),
-            _ => {}
-        }
-    }
-}
-
-/// The request as the node reads it.
-fn logs(request: &LogRequest) -> Result<LogsV1, Status> {
-    let uid = pod_uid(&request.pod_uid)?;
-    let since_ms = match (&request.since_time, request.since_seconds) {
-        (Some(time), _) => {
-            let bad =
-                || Status::bad_request(format!("sinceTime: {time:?} is not an RFC 3339 time"));
-            let time = api::time::parse(time).ok_or_else(bad)?;
-            Some(u64::try_from(time.as_millisecond()).unwrap_or(0))
-        }
-        (None, Some(seconds)) => {
-            let now = crate::clock::timestamp().as_millisecond();
-            Some(u64::try_from(now - seconds.saturating_mul(1000)).unwrap_or(0))
-        }
-        (None, None) => None,
-    };
-    Ok(LogsV1 {
-        uid,
-        container: request.container.clone(),
-        follow: request.follow,
-        previous: request.previous,
-        timestamps: request.timestamps,
-        tail_lines: request.tail_lines,
-        since_ms,
-        limit_bytes: request.limit_bytes,
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use wire::stream::Frame;
+
     use super::*;
 
     #[tokio::test]

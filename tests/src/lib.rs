@@ -36,6 +36,8 @@ mod kubectl_matrix;
 #[cfg(test)]
 mod lifecycle;
 #[cfg(test)]
+mod local_door;
+#[cfg(test)]
 mod local_volumes;
 #[cfg(test)]
 mod modules;

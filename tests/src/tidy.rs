@@ -40,6 +40,7 @@ fn edges(of_tests: bool) -> String {
 fn crates_depend_downwards_only() {
     expect![[r#"
         agent -> api
+        agent -> front
         agent -> image
         agent -> lower
         agent -> oci
@@ -48,6 +49,7 @@ fn crates_depend_downwards_only() {
         agent -> wasm
         agent -> wire
         apiserver -> api
+        apiserver -> front
         apiserver -> store
         bench -> image
         bench -> proxy
@@ -58,6 +60,8 @@ fn crates_depend_downwards_only() {
         controllers -> api
         controllers -> scheduler
         dispatch -> wire
+        front -> api
+        front -> wire
         gateway -> wire
         lower -> api
         lower -> wire
@@ -65,6 +69,7 @@ fn crates_depend_downwards_only() {
         master -> apiserver
         master -> controllers
         master -> dispatch
+        master -> front
         master -> gateway
         master -> image
         master -> lower

@@ -93,7 +93,7 @@ impl Port {
         if self.admits(client) {
             Way::Service(Arc::clone(self), scope)
         } else {
-            tracing::debug!(%client, service = self.service, "not among the source ranges");
+            tracing::debug!(%client, ?scope, "not among the source ranges");
             Way::Refused
         }
     }

@@ -72,6 +72,11 @@ pub(crate) const CHECKS: &[Check] = &[
     doctor_only("DiskSpace", "the disk has space", disk_space),
     condition("DiskWorn", "the disk is not worn out", disk_worn),
     condition("RunFolder", "the run folder is in memory", run_folder),
+    doctor_only(
+        "LocalApi",
+        "root reaches the board's own pods: kubectl --kubeconfig /run/pinnace/kubeconfig get pods -A",
+        local_api,
+    ),
     condition("InotifyLimit", "inotify instances suffice", inotify),
     condition("PidMax", "process ids suffice", pid_max),
     condition("FileLimit", "open files suffice", file_limit),
@@ -339,6 +344,15 @@ fn disk_worn(facts: &Facts) -> Option<Problem> {
         (80.., _) => warning(why, fix),
         _ => None,
     }
+}
+
+fn local_api(facts: &Facts) -> Option<Problem> {
+    let why = facts.local_api.as_ref()?.as_ref().err()?;
+    warning(
+        format!("the board has no API of its own, for kubectl while the master is away: {why}"),
+        "free the port (sudo ss -ltnp says whose it is), or start the agent with --local-api \
+         127.0.0.1:PORT, or off",
+    )
 }
 
 fn run_folder(facts: &Facts) -> Option<Problem> {

@@ -42,6 +42,9 @@ pub struct Facts {
     pub(super) disks: Vec<DiskFacts>,
     pub(super) run_dir: String,
     pub(super) run_is_tmpfs: bool,
+    /// Whether the board's own API is open, or why not; `None` where it is not wanted, or
+    /// no agent has run since the boot.
+    pub(super) local_api: Option<Result<(), String>>,
     pub(super) limits: LimitFacts,
     pub(super) identity: Result<CertificateFacts, String>,
     /// One for each endpoint that was dialled; `None` where none was.
@@ -137,6 +140,7 @@ impl Facts {
             disks: disks(Path::new("/sys/block")),
             run_dir: run_dir.display().to_string(),
             run_is_tmpfs: !run_dir.exists() || is_tmpfs(run_dir),
+            local_api: local_api(run_dir),
             limits: LimitFacts {
                 inotify_instances: number("/proc/sys/fs/inotify/max_user_instances"),
                 pid_max: number("/proc/sys/kernel/pid_max"),
@@ -155,6 +159,7 @@ impl Facts {
         match check {
             "Certificate" => self.identity.is_ok(),
             "Link" => self.link.is_some(),
+            "LocalApi" => self.local_api.is_some(),
             _ => true,
         }
     }
@@ -166,6 +171,13 @@ impl Facts {
             facts.link = Some(probe::dial_all(&identity).await);
         }
         facts
+    }
+}
+
+fn local_api(run_dir: &Path) -> Option<Result<(), String>> {
+    match crate::local::problem(run_dir) {
+        Some(why) => Some(Err(why)),
+        None => crate::local::kubeconfig(run_dir).map(|_| Ok(())),
     }
 }
 

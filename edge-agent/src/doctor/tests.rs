@@ -48,6 +48,7 @@ fn healthy() -> Facts {
         }],
         run_dir: "/run/pinnace".into(),
         run_is_tmpfs: true,
+        local_api: Some(Ok(())),
         limits: LimitFacts {
             inotify_instances: Some(128),
             pid_max: Some(32768),
@@ -153,6 +154,7 @@ fn every_fault_alone_is_one_finding() {
         (Box::new(disk(Some(10), Some(2))), "Warning DiskWorn"),
         (Box::new(disk(Some(10), Some(3))), "Error DiskWorn"),
         (Box::new(|f| f.run_is_tmpfs = false), "Warning RunFolder"),
+        (Box::new(|f| f.local_api = Some(Err("taken".into()))), "Warning LocalApi"),
         (Box::new(|f| f.limits.inotify_instances = Some(8)), "Warning InotifyLimit"),
         (Box::new(|f| f.limits.pid_max = Some(1000)), "Warning PidMax"),
         (Box::new(|f| f.limits.open_files = Some(256)), "Warning FileLimit"),
@@ -189,6 +191,7 @@ fn one_endpoint_that_answers_is_enough_and_what_cannot_be_seen_is_no_fault() {
         failed: Some((Stage::Dns, "no such name".into())),
     });
     facts.has_landlock = None;
+    facts.local_api = None;
     facts.capture = None;
     facts.limits = LimitFacts::default();
     facts.disks = vec![DiskFacts::default()];
@@ -258,7 +261,7 @@ fn this_machine_can_be_looked_at() {
     let folder = tempfile::tempdir().unwrap();
     let facts = Facts::local(&folder.path().join("not/there"), folder.path());
     let report = Report::of(&facts);
-    // Neither a certificate nor a master to look at.
-    assert_eq!(report.findings.len() + report.ok.len(), CHECKS.len() - 2);
+    // No certificate, no master and no running agent to look at.
+    assert_eq!(report.findings.len() + report.ok.len(), CHECKS.len() - 3);
     assert!(report.findings.iter().any(|finding| finding.name == "Joined"));
 }

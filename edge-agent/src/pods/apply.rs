@@ -14,8 +14,8 @@ use super::Desired;
 use super::backoff;
 use super::plan::{Signal, Step};
 use super::state::{
-    ContainerStop, Failure, Hook, Image, ImagePhase, Leftover, PodState, Run, Sandbox, Versions,
-    Why,
+    ContainerStop, Failure, Hook, Image, ImagePhase, Leftover, PodState, Role, Run, Sandbox,
+    Versions, Why,
 };
 use crate::clock::Now;
 use crate::progress::Progress;
@@ -305,6 +305,31 @@ impl PodState {
         Vec::new()
     }
 
+    /// Somebody asked for the pod to begin anew: what runs is stopped gracefully and
+    /// started again whatever its restart policy, and what waits for its next try
+    /// tries now. Containers that are done stay so.
+    pub fn restart(&mut self, at: Duration) {
+        let at_once = |failure: &mut Option<Failure>| {
+            if let Some(failure) = failure {
+                failure.retry_at = failure.retry_at.min(at);
+            }
+        };
+        at_once(&mut self.sandbox_failure);
+        at_once(&mut self.volumes.failure);
+        for container in &mut self.containers {
+            at_once(&mut container.create_failure);
+            at_once(&mut container.image.failure);
+            let goes_on = matches!(container.role, Role::Main | Role::Sidecar);
+            match &mut container.run {
+                Run::Running { health, .. } if goes_on => {
+                    health.fault.get_or_insert(Why::Restarted);
+                }
+                Run::Exited { retry_at, .. } => *retry_at = at.min(*retry_at),
+                _ => {}
+            }
+        }
+    }
+
     /// The run to look at, for each container that has one and waits for no result.
     pub fn to_observe(&self) -> impl Iterator<Item = (&str, u32)> {
         self.containers.iter().filter_map(|container| match container.run {
@@ -390,6 +415,7 @@ impl PodState {
                 format!("Container {name} failed {} probe{again}", kind.word())
             }
             Why::HookFailed => "FailedPostStartHook".to_owned(),
+            Why::Restarted => format!("Container {name} was told to restart"),
         };
         vec![Happening::normal(name, "Killing", message)]
     }

@@ -30,6 +30,9 @@ pub struct Desired {
     pub tokens: Held,
     /// The node itself ends the pod, whatever the set says; see [`Eviction`].
     pub eviction: Option<Eviction>,
+    /// How often somebody on the board has asked for it to begin anew, since the agent
+    /// started.
+    pub restarts: u64,
 }
 
 /// The node ends a pod for good: it becomes `Failed` with this reason, and its

@@ -545,3 +545,35 @@ proptest! {
         prop_assert!(world.runs.is_empty());
     }
 }
+
+#[test]
+fn a_restart_ends_what_runs_gracefully_and_tries_at_once_what_waits() {
+    let policy = RestartPolicyV1::Never;
+    let mut world = World::new(with_init(vec![container("first"), sidecar("side")], policy));
+    world.settle();
+    world.exit("first", 0);
+    world.settle();
+    assert_eq!(world.runs_now(), ["side", "main"]);
+    world.forget_steps();
+    world.state.restart(world.now.mono);
+    world.settle();
+    // What is done is not done again; the others begin anew, whatever the policy.
+    assert_eq!(world.runs_now(), ["side", "main"]);
+    let counts: Vec<u32> = world.state.containers.iter().map(Container::restarts).collect();
+    assert_eq!(counts, [0, 1, 1]);
+    let said = "Killing: Container main was told to restart".to_owned();
+    assert!(world.happenings.contains(&said), "{:?}", world.happenings);
+    assert_eq!(world.state.finished, None);
+
+    // One that waits for its back-off starts at once.
+    let mut world = World::new(pod(vec![container("a")]));
+    world.settle();
+    for _ in 0..4 {
+        world.exit("a", 1);
+        world.settle();
+    }
+    assert!(world.runs_now().is_empty(), "it waits");
+    world.state.restart(world.now.mono);
+    world.settle();
+    assert_eq!(world.runs_now(), ["a"]);
+}

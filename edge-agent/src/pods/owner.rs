@@ -42,6 +42,8 @@ const STORE_AGAIN: Duration = Duration::from_secs(30);
 const STORE_LATE: Duration = Duration::from_secs(600);
 /// Messages of workers that wait for the owner, at most.
 const FROM_PODS_MAX: usize = 64;
+/// Restarts that wait for the owner, at most.
+const RESTARTS_MAX: usize = 8;
 /// Evictions that wait for the owner, at most.
 const EVICTIONS_MAX: usize = 8;
 /// How long pods may take to say their first word, before the link speaks without them.
@@ -66,6 +68,22 @@ pub type Configure = Box<dyn Fn(&NodeConfigV1) + Send + Sync>;
 /// Where the node says that it ends a pod. A pod that is gone or over is left so.
 pub type Evictor = mpsc::Sender<(Uid, Eviction)>;
 
+/// Where somebody on the board says that a pod is to begin anew. A pod that is gone or
+/// over is left so.
+pub type Restarter = mpsc::Sender<Uid>;
+
+/// All pods as they are wanted, for whoever shows them.
+pub type Roster = watch::Receiver<BTreeMap<Uid, Wanted>>;
+
+/// A pod as it is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// The pod.
+    pub pod: Arc<PodV1>,
+    /// Since when it is to stop and be forgotten, in milliseconds since 1970.
+    pub going_ms: Option<u64>,
+}
+
 /// The statuses of all pods, for whoever serves logs.
 pub type Board = watch::Receiver<BTreeMap<Uid, PodStatusV1>>;
 
@@ -87,6 +105,8 @@ pub struct Owner {
     silent: BTreeSet<Uid>,
     from_pods: (mpsc::Sender<FromPod>, mpsc::Receiver<FromPod>),
     evictions: (Evictor, mpsc::Receiver<(Uid, Eviction)>),
+    restarts: (Restarter, mpsc::Receiver<Uid>),
+    roster: watch::Sender<BTreeMap<Uid, Wanted>>,
     board: watch::Sender<BTreeMap<Uid, PodStatusV1>>,
     news: mpsc::Sender<News>,
     configure: Configure,
@@ -128,6 +148,8 @@ impl Owner {
             silent: BTreeSet::new(),
             from_pods: mpsc::channel(FROM_PODS_MAX),
             evictions: mpsc::channel(EVICTIONS_MAX),
+            restarts: mpsc::channel(RESTARTS_MAX),
+            roster: watch::Sender::default(),
             board,
             news,
             configure,
@@ -154,6 +176,18 @@ impl Owner {
     #[must_use]
     pub fn evictor(&self) -> Evictor {
         self.evictions.0.clone()
+    }
+
+    /// Where to say that a pod is to begin anew.
+    #[must_use]
+    pub fn restarter(&self) -> Restarter {
+        self.restarts.0.clone()
+    }
+
+    /// All pods as they are wanted.
+    #[must_use]
+    pub fn roster(&self) -> Roster {
+        self.roster.subscribe()
     }
 
     /// Runs until cancelled. The pods go on without it.
@@ -197,6 +231,11 @@ impl Owner {
                 }
                 Some(table) = next_tokens(&mut new_tokens) => self.take_tokens(table).await,
                 Some((uid, eviction)) = self.evictions.1.recv() => self.evict(&uid, eviction),
+                Some(uid) = self.restarts.1.recv() => {
+                    if let Some(wish) = self.pods.get(&uid) {
+                        wish.send_modify(|desired| desired.restarts += 1);
+                    }
+                }
                 Ok(()) = manifests.changed() => {
                     let local = local_pods(&manifests.borrow_and_update());
                     let before = std::mem::replace(&mut self.local, local);
@@ -353,12 +392,13 @@ impl Owner {
             let new = match wanted.remove(uid) {
                 Some(new) => {
                     let (eviction, tokens) = (old.eviction.clone(), old.tokens.clone());
-                    Desired { eviction, tokens, ..new }
+                    Desired { eviction, tokens, restarts: old.restarts, ..new }
                 }
                 None if set::holds_unknown(set) && !was_named(uid) => continue,
                 None => Desired { present: false, ..old.clone() },
             };
             if differs(&old, &new) {
+                note(&self.roster, &new, &self.clock);
                 wish.send_replace(new);
             }
         }
@@ -373,6 +413,7 @@ impl Owner {
         for uid in before.keys().filter(|uid| !self.local.contains_key(*uid)) {
             if let Some(wish) = self.pods.get(uid) {
                 wish.send_modify(|desired| desired.present = false);
+                note(&self.roster, &wish.borrow(), &self.clock);
             }
         }
         for (uid, desired) in self.local.clone() {
@@ -398,6 +439,7 @@ impl Owner {
         desired.tokens = self.tokens.get(&uid).cloned().unwrap_or_default();
         let (wish, wishes) = watch::channel(desired.clone());
         self.pods.insert(uid, wish);
+        note(&self.roster, &desired, &self.clock);
         tokio::spawn(Worker::run(
             Arc::clone(&self.hooks),
             self.clock,
@@ -427,6 +469,9 @@ impl Owner {
                 self.board.send_modify(|board| {
                     board.remove(&uid);
                 });
+                self.roster.send_modify(|roster| {
+                    roster.remove(&uid);
+                });
                 // It may have come back while the last of it went.
                 let again = self.set.as_ref().and_then(|set| set::pods(set).remove(&uid));
                 let again = again.or_else(|| self.local.get(&uid).cloned());
@@ -443,6 +488,22 @@ impl Owner {
             }
         }
     }
+}
+
+/// Shows a pod as it is wanted now, if it was shown otherwise.
+fn note(roster: &watch::Sender<BTreeMap<Uid, Wanted>>, desired: &Desired, clock: &Clock) {
+    let is_going = !desired.present || desired.pod.deletion_grace_s.is_some();
+    roster.send_if_modified(|roster| {
+        let known = roster.get(&desired.pod.uid);
+        let since = known.and_then(|known| known.going_ms);
+        let going_ms = is_going.then(|| since.unwrap_or_else(|| clock.now().wall_ms));
+        let wanted = Wanted { pod: Arc::clone(&desired.pod), going_ms };
+        let is_new = known != Some(&wanted);
+        if is_new {
+            roster.insert(desired.pod.uid, wanted);
+        }
+        is_new
+    });
 }
 
 async fn sleep_until(at: Option<tokio::time::Instant>) {

@@ -302,6 +302,8 @@ pub enum Why {
     Unhealthy(ProbeKind),
     /// The hook after its start failed.
     HookFailed,
+    /// Somebody on the board asked for it.
+    Restarted,
 }
 
 /// A run that is over, whose folder, cgroup and scratch are to be removed.

@@ -144,7 +144,11 @@ impl Worker {
                     if wish.is_err() {
                         return;
                     }
-                    worker.desired = wishes.borrow_and_update().clone();
+                    let wish = wishes.borrow_and_update().clone();
+                    if wish.restarts != worker.desired.restarts {
+                        worker.state.restart(worker.clock.now().mono);
+                    }
+                    worker.desired = wish;
                 }
                 // The sender lives as long as the runtime, which the hooks hold.
                 _ = changes.changed() => {}
@@ -400,6 +404,7 @@ pub fn differs(old: &Desired, new: &Desired) -> bool {
         || old.present != new.present
         || old.eviction != new.eviction
         || old.tokens != new.tokens
+        || old.restarts != new.restarts
         || old.pod != new.pod
         || versions(old) != versions(new)
 }

@@ -49,6 +49,7 @@ impl World {
             keys: KeySet::new(),
             tokens: crate::tokens::Held::default(),
             eviction: None,
+            restarts: 0,
         };
         Self {
             desired,

@@ -9,23 +9,15 @@
 //! waited for. A client that goes away takes its watches with it. It does not
 //! know what an object is; that is the verbs' business.
 
-mod answer;
 mod authenticate;
 mod body;
-mod discovery;
 mod health;
 mod mounts;
-mod negotiate;
 mod openapi;
-mod path;
-mod pod_text;
-mod printers;
 mod requests;
 mod resources;
 mod reviews;
-mod service_text;
 mod streams;
-mod table;
 mod watch;
 
 use std::convert::Infallible;

@@ -18,18 +18,16 @@ mod download;
 mod fields;
 mod http;
 mod identity;
-mod logs;
 mod managed;
 mod measured;
 mod mount;
-mod object;
-mod options;
 pub mod patch;
-pub mod status;
-mod streams;
 mod tokens;
 mod validate;
 mod verbs;
+
+pub use front::status;
+use front::{logs, object, options, streams};
 
 pub use authorize::{Attributes, Authorizer, BuiltIn, Decision};
 pub use download::Download;

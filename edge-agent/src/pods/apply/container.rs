@@ -106,7 +106,7 @@ impl Container {
         let never_ran =
             exit.error.as_ref().is_some_and(|e| e.reason == runtime::reason::START_ERROR);
         let why = self.stop.take().map(|stop| stop.why);
-        let replaced = why == Some(Why::Replaced);
+        let replaced = matches!(why, Some(Why::Replaced | Why::Restarted));
         let ran_for = since.map_or(Duration::ZERO, |since| now.mono.saturating_sub(since));
         self.exits_in_a_row = match () {
             () if replaced => 0,

@@ -1,9 +1,8 @@
-//! `/healthz`, `/livez`, `/readyz`, `/version` and `/metrics`.
+//! `/healthz`, `/livez`, `/readyz` and `/metrics`.
 
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use serde_json::{Value, json};
 use store::Store;
 
 /// A part of the master that must work before it is ready.
@@ -105,16 +104,4 @@ pub(super) fn health(
         (false, _) => format!("{lines}{name} check failed\n"),
     };
     (well, text)
-}
-
-/// The answer to `/version`: the API that is spoken, and what speaks it.
-pub(super) fn version() -> Value {
-    let version = env!("CARGO_PKG_VERSION");
-    json!({
-        "major": "1", "minor": "35", "emulationMajor": "1", "emulationMinor": "35",
-        "minCompatibilityMajor": "1", "minCompatibilityMinor": "34",
-        "gitVersion": format!("v1.35.0+pinnace-{version}"), "gitCommit": "",
-        "gitTreeState": "clean", "buildDate": "1970-01-01T00:00:00Z", "goVersion": "",
-        "compiler": "rustc", "platform": format!("linux/{}", std::env::consts::ARCH),
-    })
 }

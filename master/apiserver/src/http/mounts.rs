@@ -8,11 +8,11 @@ use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::{BodyExt, BodyStream, StreamBody};
 use hyper::body::{Frame, Incoming};
 
-use super::answer::{Answer, BrokenOff};
 use super::{State, authenticate};
 use crate::authorize::Decision;
 use crate::identity::Identity;
 use crate::mount::{Mount, MountBody};
+use front::answer::{Answer, BrokenOff};
 
 /// Answers a request for `mount`.
 pub(super) async fn serve(

@@ -7,10 +7,10 @@ use flate2::write::GzEncoder;
 use http::header::{CACHE_CONTROL, ETAG, IF_NONE_MATCH};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
-use super::answer::{self, Answer};
-use super::negotiate::{accepts_gzip, form};
-use super::path::Query;
 use crate::status::Status;
+use front::answer::{self, Answer};
+use front::negotiate::{accepts_gzip, form};
+use front::path::Query;
 
 /// Answers `/openapi/v3{rest}`.
 pub(super) async fn serve(

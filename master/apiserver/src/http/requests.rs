@@ -11,13 +11,14 @@ use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
-use super::answer::{self, Answer, BrokenOff};
-use super::negotiate::{Form, form};
-use super::path::{Query, Route};
-use super::{Counted, State, authenticate, discovery, health, mounts, openapi, resources};
+use super::{Counted, State, authenticate, health, mounts, openapi, resources};
 use crate::authorize::Decision;
 use crate::identity::Identity;
 use crate::status::Status;
+use front::answer::{self, Answer, BrokenOff};
+use front::discovery;
+use front::negotiate::{Form, form};
+use front::path::{Query, Route};
 
 /// How long a request may take until its answer begins.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -109,7 +110,8 @@ fn authorize_path(state: &State, asked: &Asked) -> Result<(), Status> {
 async fn serve_path(state: &State, asked: &Asked, route: Route) -> Result<Answer, Status> {
     let headers = &asked.head.headers;
     let aggregated = |core: bool| {
-        let mut answer = answer::json(StatusCode::OK, &discovery::aggregated(core));
+        let mut answer =
+            answer::json(StatusCode::OK, &discovery::aggregated(api::resource::all(), core));
         let kind = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
         let kind = http::HeaderValue::from_static(kind);
         answer.headers_mut().insert(http::header::CONTENT_TYPE, kind);
@@ -130,9 +132,11 @@ async fn serve_path(state: &State, asked: &Asked, route: Route) -> Result<Answer
         Route::CoreVersions => {
             found(Some(discovery::core_versions(asked.server().unwrap_or_default())))
         }
-        Route::Groups => found(Some(discovery::groups())),
-        Route::Group(group) => found(discovery::group(&group)),
-        Route::Resources(group, version) => found(discovery::resources(&group, &version)),
+        Route::Groups => found(Some(discovery::groups(api::resource::all()))),
+        Route::Group(group) => found(discovery::group(api::resource::all(), &group)),
+        Route::Resources(group, version) => {
+            found(discovery::resources(api::resource::all(), &group, &version))
+        }
         Route::Resource(_) => Err(Status::no_such_path()),
         Route::Other(path) => serve_other(state, asked, &path).await,
     }
@@ -143,7 +147,7 @@ async fn serve_other(state: &State, asked: &Asked, path: &str) -> Result<Answer,
         return openapi::serve(&asked.head.headers, &asked.query, document).await;
     }
     match path {
-        "/version" => Ok(answer::json(StatusCode::OK, &health::version())),
+        "/version" => Ok(answer::json(StatusCode::OK, &front::version::version())),
         "/healthz" | "/livez" | "/readyz" => {
             // A process that answers lives; whether its parts are well is the others' question.
             let checks = if path == "/livez" { &[][..] } else { &state.checks };

@@ -12,11 +12,14 @@ use http::{Method, StatusCode};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 
-use super::answer::{self, Answer, BrokenOff};
-use super::negotiate::{Form, accepts_gzip, form};
-use super::path::{ResourcePath, propagation};
+use front::answer::{self, Answer, BrokenOff};
+use front::negotiate::{Form, accepts_gzip, form};
+use front::path::{ResourcePath, propagation};
+use front::printers;
+use front::shape::Shape;
+use front::table::Include;
+
 use super::requests::Asked;
-use super::table::{self, Include};
 use super::{State, body, reviews, streams, watch};
 use crate::fields;
 use crate::logs::LogRequest;
@@ -143,20 +146,7 @@ impl<'a> Request<'a> {
         }
         // There is no revision of what was never stored.
         let metadata = json!({});
-        let list = match form {
-            Form::Object | Form::Discovery => json!({
-                "kind": resource.list_kind, "apiVersion": resource.api_version(),
-                "metadata": metadata, "items": found,
-            }),
-            Form::Table => table::table(resource, found, include, &metadata, true),
-            Form::Metadata => {
-                let objects: Vec<Value> = found.into_iter().map(table::partial).collect();
-                json!({
-                    "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1",
-                    "metadata": metadata, "items": objects,
-                })
-            }
-        };
+        let list = shape(resource, form, include).list(resource, found, &metadata);
         Ok(answer::json_bytes(StatusCode::OK, encode(&list).into(), gzip))
     }
 
@@ -190,17 +180,9 @@ impl<'a> Request<'a> {
                 bytes.extend_from_slice(b"]}");
                 bytes
             }
-            Form::Table => {
+            Form::Table | Form::Metadata => {
                 let objects = items.iter().map(Item::value).collect();
-                encode(&table::table(at.resource, objects, include, &metadata, true))
-            }
-            Form::Metadata => {
-                let objects: Vec<Value> =
-                    items.iter().map(|item| table::partial(item.value())).collect();
-                encode(&json!({
-                    "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1",
-                    "metadata": metadata, "items": objects,
-                }))
+                encode(&shape(at.resource, form, include).list(at.resource, objects, &metadata))
             }
         };
         Ok(answer::json_bytes(StatusCode::OK, bytes.into(), gzip))
@@ -400,18 +382,7 @@ impl<'a> Request<'a> {
     }
 
     async fn log(&self) -> Result<Answer, Status> {
-        let query = &self.asked.query;
-        let request = LogRequest {
-            container: query.get("container").unwrap_or_default().to_owned(),
-            follow: query.flag("follow")?,
-            previous: query.flag("previous")?,
-            timestamps: query.flag("timestamps")?,
-            since_seconds: query.number("sinceSeconds")?,
-            since_time: query.get("sinceTime").map(str::to_owned),
-            tail_lines: query.number("tailLines")?,
-            limit_bytes: query.number("limitBytes")?,
-            ..LogRequest::default()
-        };
+        let request = LogRequest::read(&self.asked.query)?;
         let log = self.state.api.open_log(&self.asked.who, &self.target(), request).await?;
         let shutdown = self.state.shutdown.clone();
         let pieces = log
@@ -528,17 +499,15 @@ fn present(
     include: Include,
     gzip: bool,
 ) -> Answer {
-    let object = || serde_json::from_slice::<Value>(&bytes).unwrap_or_default();
-    match form {
-        Form::Object | Form::Discovery => answer::json_bytes(code, bytes, gzip),
-        Form::Metadata => answer::json(code, &table::partial(object())),
-        Form::Table => {
-            let object = object();
-            let revision = object["metadata"]["resourceVersion"].clone();
-            let metadata = json!({"resourceVersion": revision});
-            answer::json(code, &table::table(resource, vec![object], include, &metadata, true))
-        }
+    if form == Form::Object || form == Form::Discovery {
+        return answer::json_bytes(code, bytes, gzip);
     }
+    let object = serde_json::from_slice::<Value>(&bytes).unwrap_or_default();
+    answer::json(code, &shape(resource, form, include).object(object))
+}
+
+fn shape(resource: &Resource, form: Form, include: Include) -> Shape {
+    Shape { form, include, printer: printers::printer(resource) }
 }
 
 fn list_metadata(revision: u64, continue_token: &str) -> Value {

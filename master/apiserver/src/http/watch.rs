@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use front::answer::{self, Answer};
+use front::negotiate::Form;
+use front::printers;
+use front::shape::{Shape, watch_line};
+use front::table::{self, Include};
 use futures::stream;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::answer::{self, Answer};
-use super::negotiate::Form;
-use super::table::{self, Include};
 use super::{Counted, State};
 use crate::verbs::{Item, Watch, WatchEvent, bookmark};
 
@@ -52,40 +54,28 @@ impl Streaming {
                     Form::Metadata => table::partial(object),
                     Form::Table => self.table(object),
                 };
-                frame("BOOKMARK", &serde_json::to_vec(&object).expect("a Value serialises"))
+                watch_line("BOOKMARK", &serde_json::to_vec(&object).expect("a Value serialises"))
             }
             WatchEvent::Error(status) => {
                 let status = serde_json::to_vec(&status.to_json()).expect("a Value serialises");
-                frame("ERROR", &status)
+                watch_line("ERROR", &status)
             }
         }
     }
 
     fn object(&mut self, kind: &str, item: &Item) -> Bytes {
         let converted = match self.form {
-            Form::Object | Form::Discovery => return frame(kind, &item.object),
+            Form::Object | Form::Discovery => return watch_line(kind, &item.object),
             Form::Metadata => table::partial(item.value()),
             Form::Table => self.table(item.value()),
         };
-        frame(kind, &serde_json::to_vec(&converted).expect("a Value serialises"))
+        watch_line(kind, &serde_json::to_vec(&converted).expect("a Value serialises"))
     }
 
     fn table(&mut self, object: Value) -> Value {
-        let revision = object["metadata"]["resourceVersion"].clone();
-        let metadata = json!({"resourceVersion": revision});
         let with_columns = std::mem::take(&mut self.with_columns);
-        let resource = self.watch.resource();
-        table::table(resource, vec![object], self.include, &metadata, with_columns)
+        let printer = printers::printer(self.watch.resource());
+        let shape = Shape { form: self.form, include: self.include, printer };
+        shape.row(object, with_columns)
     }
-}
-
-/// One line of a watch.
-fn frame(kind: &str, object: &[u8]) -> Bytes {
-    let mut line = Vec::with_capacity(object.len() + 40);
-    line.extend_from_slice(b"{\"type\":\"");
-    line.extend_from_slice(kind.as_bytes());
-    line.extend_from_slice(b"\",\"object\":");
-    line.extend_from_slice(object);
-    line.extend_from_slice(b"}\n");
-    Bytes::from(line)
 }

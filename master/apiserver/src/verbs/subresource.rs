@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use api::resource::Verb;
 use api::selector::LabelSelector;
+use front::containers;
+use front::upgrade::check_command;
 use serde_json::{Map, Value, json};
 
 use super::create::check_type;
@@ -149,7 +151,7 @@ impl Api {
     ) -> Result<LogStream, Status> {
         self.authorize(who, Verb::Get, &target.subresource("log"))?;
         let (pod, _) = self.read(target)?.ok_or_else(|| target.not_found())?;
-        request.container = choose_container(target.name, &pod, &request.container)?;
+        request.container = containers::choose(target.name, &pod, &request.container)?;
         request.node = object::text(&pod, &["spec", "nodeName"]).to_owned();
         if request.node.is_empty() {
             return Err(Status::bad_request(format!(
@@ -180,16 +182,9 @@ impl Api {
         mut request: CommandRequest,
     ) -> Result<CommandStream, Status> {
         let pod = self.reach(who, verb, target)?;
-        if request.args.as_ref().is_some_and(Vec::is_empty) {
-            let problem = "you must specify at least one command for the container";
-            return Err(Status::bad_request(problem));
-        }
-        if !(request.stdin || request.stdout || request.stderr) {
-            let problem = "you must specify at least one of stdin, stdout, stderr";
-            return Err(Status::bad_request(problem));
-        }
+        check_command(&request)?;
         request.target = stream_target(target, &pod)?;
-        request.target.container = choose_container(target.name, &pod, container)?;
+        request.target.container = containers::choose(target.name, &pod, container)?;
         self.streams()?.command(request).await
     }
 
@@ -279,12 +274,7 @@ fn set_scheduled(pod: &mut Value) {
 
 fn stream_target(target: &Target<'_>, pod: &Value) -> Result<StreamTarget, Status> {
     let node = object::text(pod, &["spec", "nodeName"]).to_owned();
-    let phase = object::text(pod, &["status", "phase"]);
-    if matches!(phase, "Succeeded" | "Failed") {
-        return Err(Status::bad_request(format!(
-            "cannot exec into or attach to a container in a completed pod; current phase is {phase}"
-        )));
-    }
+    containers::check_running(object::text(pod, &["status", "phase"]))?;
     if node.is_empty() {
         return Err(Status::bad_request(format!(
             "pod {} does not have a host assigned",
@@ -298,40 +288,6 @@ fn stream_target(target: &Target<'_>, pod: &Value) -> Result<StreamTarget, Statu
         node,
         container: String::new(),
     })
-}
-
-/// The container that is meant: the only one, the annotated one, or the one named.
-fn choose_container(pod_name: &str, pod: &Value, asked: &str) -> Result<String, Status> {
-    let names = |list: &str| -> Vec<String> {
-        let containers = pod["spec"][list].as_array().into_iter().flatten();
-        containers.filter_map(|c| c["name"].as_str().map(str::to_owned)).collect()
-    };
-    let (containers, init) = (names("containers"), names("initContainers"));
-    let ephemeral = names("ephemeralContainers");
-    let known = containers.iter().chain(&init).chain(&ephemeral).any(|name| name == asked);
-    if known {
-        return Ok(asked.to_owned());
-    }
-    if !asked.is_empty() {
-        return Err(Status::bad_request(format!(
-            "container {asked} is not valid for pod {pod_name}"
-        )));
-    }
-    if let ([only], []) = (containers.as_slice(), init.as_slice()) {
-        return Ok(only.clone());
-    }
-    let annotation = &pod["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"];
-    if let Some(name) = annotation.as_str().filter(|name| containers.iter().any(|c| c == name)) {
-        return Ok(name.to_owned());
-    }
-    let mut problem = format!(
-        "a container name must be specified for pod {pod_name}, choose one of: [{}]",
-        containers.join(" ")
-    );
-    if !init.is_empty() {
-        problem.push_str(&format!(" or one of the init containers: [{}]", init.join(" ")));
-    }
-    Err(Status::bad_request(problem))
 }
 
 /// The `Scale` of a workload.

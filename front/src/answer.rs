@@ -22,14 +22,14 @@ use crate::status::Status;
 /// Why a body breaks off; the connection ends with it.
 #[derive(Debug, thiserror::Error)]
 #[error("the answer broke off: {0}")]
-pub(super) struct BrokenOff(pub(super) String);
+pub struct BrokenOff(pub String);
 
 /// The body of an answer.
-pub(super) type Body = UnsyncBoxBody<Bytes, BrokenOff>;
+pub type Body = UnsyncBoxBody<Bytes, BrokenOff>;
 /// An answer.
-pub(super) type Answer = Response<Body>;
+pub type Answer = Response<Body>;
 /// Pieces of a body that is made while it is sent.
-pub(super) type Pieces = Pin<Box<dyn Stream<Item = Result<Bytes, BrokenOff>> + Send>>;
+pub type Pieces = Pin<Box<dyn Stream<Item = Result<Bytes, BrokenOff>> + Send>>;
 
 /// Bodies of at least this many bytes are compressed for those who take it, as
 /// Kubernetes does.
@@ -39,7 +39,7 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const WARNING_BYTES_MAX: usize = 4 * 1024;
 
 /// A body that is there.
-pub(super) fn full(bytes: impl Into<Bytes>) -> Body {
+pub fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(never).boxed_unsync()
 }
 
@@ -52,7 +52,8 @@ fn streamed(pieces: Pieces) -> Body {
 }
 
 /// JSON that is there, with the line end that some clients compare.
-pub(super) fn json_bytes(code: StatusCode, bytes: Bytes, gzip: bool) -> Answer {
+#[must_use]
+pub fn json_bytes(code: StatusCode, bytes: Bytes, gzip: bool) -> Answer {
     let mut line = Vec::with_capacity(bytes.len() + 1);
     line.extend_from_slice(&bytes);
     line.push(b'\n');
@@ -68,14 +69,19 @@ pub(super) fn json_bytes(code: StatusCode, bytes: Bytes, gzip: bool) -> Answer {
 }
 
 /// JSON of a value.
-pub(super) fn json(code: StatusCode, value: &Value) -> Answer {
+///
+/// # Panics
+/// Never: a value always serialises.
+#[must_use]
+pub fn json(code: StatusCode, value: &Value) -> Answer {
     let bytes = serde_json::to_vec(value).expect("a Value always serialises");
     json_bytes(code, Bytes::from(bytes), false)
 }
 
 /// JSON that is made while it is sent; compressed where the client takes that
 /// and it will be long.
-pub(super) fn json_pieces(pieces: Pieces, gzip: bool) -> Answer {
+#[must_use]
+pub fn json_pieces(pieces: Pieces, gzip: bool) -> Answer {
     let mut answer = if gzip {
         let mut answer = Response::new(streamed(compress_pieces(pieces)));
         mark_gzip(&mut answer);
@@ -88,7 +94,8 @@ pub(super) fn json_pieces(pieces: Pieces, gzip: bool) -> Answer {
 }
 
 /// Text that is made while it is sent.
-pub(super) fn text_pieces(pieces: Pieces) -> Answer {
+#[must_use]
+pub fn text_pieces(pieces: Pieces) -> Answer {
     let mut answer = Response::new(streamed(pieces));
     let text = HeaderValue::from_static("text/plain");
     answer.headers_mut().insert(CONTENT_TYPE, text);
@@ -97,7 +104,8 @@ pub(super) fn text_pieces(pieces: Pieces) -> Answer {
 }
 
 /// A file that is made while it is sent.
-pub(super) fn binary_pieces(pieces: Pieces) -> Answer {
+#[must_use]
+pub fn binary_pieces(pieces: Pieces) -> Answer {
     let mut answer = Response::new(streamed(pieces));
     let kind = HeaderValue::from_static("application/octet-stream");
     answer.headers_mut().insert(CONTENT_TYPE, kind);
@@ -106,7 +114,7 @@ pub(super) fn binary_pieces(pieces: Pieces) -> Answer {
 }
 
 /// Text.
-pub(super) fn text(code: StatusCode, text: impl Into<Bytes>) -> Answer {
+pub fn text(code: StatusCode, text: impl Into<Bytes>) -> Answer {
     let mut answer = Response::new(full(text));
     *answer.status_mut() = code;
     let kind = HeaderValue::from_static("text/plain; charset=utf-8");
@@ -118,7 +126,8 @@ pub(super) fn text(code: StatusCode, text: impl Into<Bytes>) -> Answer {
 }
 
 /// A failure.
-pub(super) fn failure(status: &Status) -> Answer {
+#[must_use]
+pub fn failure(status: &Status) -> Answer {
     let code = StatusCode::from_u16(status.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut answer = json(code, &status.to_json());
     if status.retry_after_seconds > 0 {
@@ -128,7 +137,7 @@ pub(super) fn failure(status: &Status) -> Answer {
 }
 
 /// Adds a `Warning` header for each text: `299 - "unknown field …"`.
-pub(super) fn warn(answer: &mut Answer, warnings: &[String]) {
+pub fn warn(answer: &mut Answer, warnings: &[String]) {
     let mut left = WARNING_BYTES_MAX;
     for warning in warnings {
         let mut quoted = String::with_capacity(warning.len());
@@ -161,7 +170,8 @@ fn no_cache(answer: &mut Answer) {
     answer.headers_mut().insert(CACHE_CONTROL, value);
 }
 
-pub(super) fn mark_gzip(answer: &mut Answer) {
+/// Says that the body is compressed.
+pub fn mark_gzip(answer: &mut Answer) {
     let headers = answer.headers_mut();
     headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     headers.insert(VARY, HeaderValue::from_static("Accept-Encoding"));

@@ -6,18 +6,18 @@ use api::time;
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::printers::{NONE, or, since};
 use crate::object::{is_deleting, text};
+use crate::printers::{NONE, or, since};
 
 /// The words for a pod.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct PodText {
+pub(crate) struct PodText {
     /// `1/2`.
-    pub(super) ready: String,
+    pub(crate) ready: String,
     /// `Running`, `CrashLoopBackOff`, `Init:0/1`, `Terminating`, ...
-    pub(super) status: String,
+    pub(crate) status: String,
     /// `3 (5m ago)`.
-    pub(super) restarts: String,
+    pub(crate) restarts: String,
 }
 
 /// How often containers were started again, and when the last of them had ended.
@@ -36,7 +36,7 @@ impl Restarts {
 }
 
 /// The words for `pod` as seen at `now`.
-pub(super) fn pod_text(pod: &Value, now: Timestamp) -> PodText {
+pub(crate) fn pod_text(pod: &Value, now: Timestamp) -> PodText {
     let list =
         |part: &str, key: &str| pod[part][key].as_array().map(Vec::as_slice).unwrap_or_default();
     let specs = list("spec", "initContainers");
@@ -115,7 +115,7 @@ pub(super) fn pod_text(pod: &Value, now: Timestamp) -> PodText {
 }
 
 /// `1/2` of the readiness gates hold.
-pub(super) fn readiness_gates(pod: &Value) -> String {
+pub(crate) fn readiness_gates(pod: &Value) -> String {
     let gates = pod["spec"]["readinessGates"].as_array().map(Vec::as_slice).unwrap_or_default();
     if gates.is_empty() {
         return NONE.to_owned();

@@ -12,12 +12,12 @@ use wire::stream::{self, Frame, HEAD_BYTES, PING_SECONDS, SILENCE_SECONDS};
 const FRAMES_AHEAD: usize = 4;
 
 /// Reads one frame. An error as well if the node has been silent too long.
-pub(super) async fn read(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Frame> {
+pub(crate) async fn read(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Frame> {
     timeout(Duration::from_secs(SILENCE_SECONDS), read_patiently(reader)).await?
 }
 
 /// The same for streams where nothing is said for as long as there is nothing to say.
-pub(super) async fn read_patiently(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Frame> {
+pub(crate) async fn read_patiently(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Frame> {
     let mut head = [0; HEAD_BYTES];
     reader.read_exact(&mut head).await?;
     let (channel, length) = stream::head(head).map_err(io::Error::other)?;
@@ -27,16 +27,16 @@ pub(super) async fn read_patiently(reader: &mut (impl AsyncRead + Unpin)) -> io:
 }
 
 /// Where frames are sent.
-pub(super) type Sender = mpsc::Sender<Frame>;
+pub(crate) type Sender = mpsc::Sender<Frame>;
 
 /// A queue of frames, and what comes out of it.
-pub(super) fn queue() -> (Sender, mpsc::Receiver<Frame>) {
+pub(crate) fn queue() -> (Sender, mpsc::Receiver<Frame>) {
     mpsc::channel(FRAMES_AHEAD)
 }
 
 /// Writes what is queued, and says so where there is nothing to say. Ends once
 /// nobody can send any more.
-pub(super) async fn pump(
+pub(crate) async fn pump(
     mut frames: mpsc::Receiver<Frame>,
     writer: &mut (impl AsyncWrite + Unpin),
 ) -> io::Result<()> {

@@ -4,7 +4,8 @@
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use apiserver::{CommandStream, Input, Output, Status};
+use crate::status::Status;
+use crate::streams::{CommandStream, Input, Output};
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, watch};
@@ -19,7 +20,7 @@ use super::frames::{self, Sender};
 const MESSAGES_AHEAD: usize = 4;
 
 /// Serves a node's connection in a task until it or the user ends.
-pub(super) fn start(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> CommandStream {
+pub(crate) fn start(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> CommandStream {
     let (input, inputs) = mpsc::channel(MESSAGES_AHEAD);
     let (outputs, output) = mpsc::channel(MESSAGES_AHEAD);
     tokio::spawn(async move {

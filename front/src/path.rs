@@ -21,7 +21,7 @@ const WATCH_SECONDS_MAX: u64 = 24 * 3600;
 
 /// What a path names.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Route {
+pub enum Route {
     /// `/api`.
     CoreVersions,
     /// `/apis`.
@@ -38,11 +38,15 @@ pub(super) enum Route {
 
 /// A collection, an object or a subresource.
 #[derive(Clone, Debug)]
-pub(super) struct ResourcePath {
-    pub(super) resource: &'static Resource,
-    pub(super) namespace: String,
-    pub(super) name: String,
-    pub(super) subresource: String,
+pub struct ResourcePath {
+    /// Of which resource.
+    pub resource: &'static Resource,
+    /// Empty for all, and where there is none.
+    pub namespace: String,
+    /// Empty for the collection.
+    pub name: String,
+    /// Empty for the object itself.
+    pub subresource: String,
 }
 
 impl PartialEq for ResourcePath {
@@ -55,7 +59,10 @@ impl PartialEq for ResourcePath {
 
 impl Route {
     /// Reads a path as it stands in the request line.
-    pub(super) fn parse(path: &str) -> Result<Self, Status> {
+    ///
+    /// # Errors
+    /// `BadRequest` or `NotFound`: it is malformed, or names nothing that is known.
+    pub fn parse(path: &str) -> Result<Self, Status> {
         if path.len() > URL_BYTES_MAX {
             return Err(Status::bad_request("the path is too long"));
         }
@@ -127,10 +134,14 @@ fn resource_path(group: &str, version: &str, rest: &[&str]) -> Result<ResourcePa
 
 /// The parameters of a query, in order.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Query(Vec<(String, String)>);
+pub struct Query(Vec<(String, String)>);
 
 impl Query {
-    pub(super) fn parse(text: &str) -> Result<Self, Status> {
+    /// Reads the part of a URL after the question mark.
+    ///
+    /// # Errors
+    /// `BadRequest`: it is too long or has a malformed escape.
+    pub fn parse(text: &str) -> Result<Self, Status> {
         if text.len() > URL_BYTES_MAX {
             return Err(Status::bad_request("the query is too long"));
         }
@@ -142,17 +153,23 @@ impl Query {
     }
 
     /// The first value of `key`; empty counts as absent.
-    pub(super) fn get(&self, key: &str) -> Option<&str> {
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&str> {
         let found = self.0.iter().find(|(k, _)| k == key)?;
         Some(found.1.as_str()).filter(|value| !value.is_empty())
     }
 
     /// All values of `key`, in order.
-    pub(super) fn all(&self, key: &str) -> Vec<String> {
+    #[must_use]
+    pub fn all(&self, key: &str) -> Vec<String> {
         self.0.iter().filter(|(k, _)| k == key).map(|(_, value)| value.clone()).collect()
     }
 
-    pub(super) fn flag(&self, key: &str) -> Result<bool, Status> {
+    /// A flag: false where it is absent, true where it is there without a value.
+    ///
+    /// # Errors
+    /// `BadRequest`: it is neither true nor false.
+    pub fn flag(&self, key: &str) -> Result<bool, Status> {
         match self.0.iter().find(|(k, _)| k == key).map(|(_, value)| value.as_str()) {
             None | Some("false" | "0" | "False" | "FALSE" | "f" | "F") => Ok(false),
             Some("" | "true" | "1" | "True" | "TRUE" | "t" | "T") => Ok(true),
@@ -162,7 +179,11 @@ impl Query {
         }
     }
 
-    pub(super) fn number<T: std::str::FromStr>(&self, key: &str) -> Result<Option<T>, Status> {
+    /// A number.
+    ///
+    /// # Errors
+    /// `BadRequest`: it is none.
+    pub fn number<T: std::str::FromStr>(&self, key: &str) -> Result<Option<T>, Status> {
         self.get(key)
             .map(|value| {
                 value.parse().map_err(|_| {
@@ -174,7 +195,11 @@ impl Query {
             .transpose()
     }
 
-    pub(super) fn selection(&self) -> Result<Selection, Status> {
+    /// `labelSelector` and `fieldSelector`.
+    ///
+    /// # Errors
+    /// `BadRequest`: one of them is malformed.
+    pub fn selection(&self) -> Result<Selection, Status> {
         let bad = |error: String| Status::bad_request(error);
         let labels = match self.get("labelSelector") {
             Some(text) => LabelSelector::parse(text)
@@ -189,7 +214,11 @@ impl Query {
         Ok(Selection { labels, fields })
     }
 
-    pub(super) fn version_match(&self) -> Result<Option<VersionMatch>, Status> {
+    /// `resourceVersionMatch`.
+    ///
+    /// # Errors
+    /// `BadRequest`: it is unknown.
+    pub fn version_match(&self) -> Result<Option<VersionMatch>, Status> {
         match self.get("resourceVersionMatch") {
             None => Ok(None),
             Some("Exact") => Ok(Some(VersionMatch::Exact)),
@@ -201,7 +230,11 @@ impl Query {
         }
     }
 
-    pub(super) fn dry_run(&self) -> Result<bool, Status> {
+    /// `dryRun`.
+    ///
+    /// # Errors
+    /// `BadRequest`: it is unknown.
+    pub fn dry_run(&self) -> Result<bool, Status> {
         match self.get("dryRun") {
             None => Ok(false),
             Some("All") => Ok(true),
@@ -211,7 +244,11 @@ impl Query {
         }
     }
 
-    pub(super) fn field_validation(&self) -> Result<FieldValidation, Status> {
+    /// `fieldValidation`.
+    ///
+    /// # Errors
+    /// `BadRequest`: it is unknown.
+    pub fn field_validation(&self) -> Result<FieldValidation, Status> {
         match self.get("fieldValidation") {
             None | Some("Warn") => Ok(FieldValidation::Warn),
             Some("Strict") => Ok(FieldValidation::Strict),
@@ -223,7 +260,11 @@ impl Query {
         }
     }
 
-    pub(super) fn watch_timeout(&self) -> Result<Option<Duration>, Status> {
+    /// `timeoutSeconds` of a watch, bounded.
+    ///
+    /// # Errors
+    /// `BadRequest`: it is no number.
+    pub fn watch_timeout(&self) -> Result<Option<Duration>, Status> {
         let seconds: Option<u64> = self.number("timeoutSeconds")?;
         let seconds = seconds.filter(|seconds| *seconds > 0);
         Ok(seconds.map(|seconds| Duration::from_secs(seconds.min(WATCH_SECONDS_MAX))))
@@ -231,7 +272,10 @@ impl Query {
 }
 
 /// `propagationPolicy`, and the older `orphanDependents`.
-pub(super) fn propagation(
+///
+/// # Errors
+/// `BadRequest`: it is unknown.
+pub fn propagation(
     policy: Option<&str>,
     orphan: Option<bool>,
 ) -> Result<Option<Propagation>, Status> {

@@ -5,7 +5,8 @@ use std::io;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use apiserver::{BoxFuture, ForwardedConnection, Forwarder};
+use crate::logs::BoxFuture;
+use crate::streams::{ForwardedConnection, Forwarder};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use wire::command::StreamEndV1;
@@ -33,7 +34,7 @@ struct Connection {
 type Connections = Arc<Mutex<HashMap<u16, Connection>>>;
 
 /// The ports of one pod.
-pub(super) struct Ports {
+pub(crate) struct Ports {
     connections: Connections,
     sender: Sender,
     next: AtomicU16,
@@ -44,7 +45,7 @@ pub(super) struct Ports {
 }
 
 /// Serves a node's connection in a task until it ends or the ports are dropped.
-pub(super) fn start(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Ports {
+pub(crate) fn start(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Ports {
     let connections = Connections::default();
     let (sender, queued) = frames::queue();
     let (tell, broken) = watch::channel(None);

@@ -8,28 +8,33 @@ use api::time;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{pod_text, service_text};
 use crate::object::{at, meta, text};
+use crate::{pod_text, service_text};
 
 /// A column of a table.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Column {
-    pub(super) name: &'static str,
+pub struct Column {
+    /// As it stands in the head.
+    pub name: &'static str,
     /// `string` or `integer`.
-    pub(super) kind: &'static str,
+    pub kind: &'static str,
     /// 0 always shown, 1 with `-o wide`.
-    pub(super) priority: u8,
-    pub(super) description: &'static str,
+    pub priority: u8,
+    /// A sentence.
+    pub description: &'static str,
 }
 
 /// How objects of a kind become rows.
-pub(super) struct Printer {
-    pub(super) columns: &'static [Column],
-    pub(super) cells: fn(&Value, Timestamp) -> Value,
+#[derive(Debug)]
+pub struct Printer {
+    /// The columns.
+    pub columns: &'static [Column],
+    /// One cell a column, of an object at a time.
+    pub cells: fn(&Value, Timestamp) -> Value,
 }
 
 /// What kubectl shows where there is nothing.
-pub(super) const NONE: &str = "<none>";
+pub(crate) const NONE: &str = "<none>";
 const UNKNOWN: &str = "<unknown>";
 const UNSET: &str = "<unset>";
 
@@ -51,7 +56,8 @@ const CONTAINERS: Column = wide("Containers", "Names of each container in the te
 const IMAGES: Column = wide("Images", "Images referenced by each container in the template.");
 const SELECTOR: Column = wide("Selector", "Label selector of the pods.");
 
-const POD: Printer = Printer {
+/// Pods.
+pub const POD: Printer = Printer {
     columns: &[
         NAME,
         column("Ready", "The aggregate readiness state of this pod for accepting traffic."),
@@ -133,7 +139,8 @@ const REPLICA_SET: Printer = Printer {
     },
 };
 
-const NODE: Printer = Printer {
+/// Nodes.
+pub const NODE: Printer = Printer {
     columns: &[
         NAME,
         column("Status", "Whether the node takes pods."),
@@ -163,7 +170,8 @@ const NODE: Printer = Printer {
     },
 };
 
-const EVENT: Printer = Printer {
+/// Events.
+pub const EVENT: Printer = Printer {
     columns: &[
         column("Last Seen", "Time since it last happened."),
         column("Type", "Normal or Warning."),
@@ -235,7 +243,8 @@ const SERVICE_ACCOUNT: Printer = Printer {
     },
 };
 
-const NAMESPACE: Printer = Printer {
+/// Namespaces.
+pub const NAMESPACE: Printer = Printer {
     columns: &[NAME, column("Status", "Active or Terminating."), AGE],
     cells: |namespace, now| {
         json!([meta(namespace, "name"), text(namespace, &["status", "phase"]), age(namespace, now)])
@@ -400,7 +409,8 @@ const OTHER: Printer = Printer {
 };
 
 /// How objects of `resource` are printed.
-pub(super) fn printer(resource: &Resource) -> &'static Printer {
+#[must_use]
+pub fn printer(resource: &Resource) -> &'static Printer {
     match (resource.group, resource.kind) {
         ("", "Pod") => &POD,
         ("", "Node") => &NODE,
@@ -425,7 +435,7 @@ pub(super) fn printer(resource: &Resource) -> &'static Printer {
 }
 
 /// Time since a point in time, in kubectl's short form.
-pub(super) fn since(timestamp: &str, now: Timestamp) -> String {
+pub(crate) fn since(timestamp: &str, now: Timestamp) -> String {
     match time::parse(timestamp) {
         Some(then) => human_duration(time::seconds_between(then, now)),
         None => UNKNOWN.to_owned(),
@@ -459,7 +469,7 @@ fn human_duration(seconds: i64) -> String {
     }
 }
 
-pub(super) fn age(object: &Value, now: Timestamp) -> String {
+pub(crate) fn age(object: &Value, now: Timestamp) -> String {
     since(meta(object, "creationTimestamp"), now)
 }
 
@@ -471,7 +481,7 @@ fn size(map: &Value) -> usize {
     map.as_object().map_or(0, serde_json::Map::len)
 }
 
-pub(super) fn or<'a>(text: &'a str, otherwise: &'a str) -> &'a str {
+pub(crate) fn or<'a>(text: &'a str, otherwise: &'a str) -> &'a str {
     if text.is_empty() { otherwise } else { text }
 }
 

@@ -5,13 +5,13 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::printers::{NONE, age, or};
 use crate::object::{at, meta, text, texts};
+use crate::printers::{NONE, age, or};
 
 /// Addresses shown before the rest is only counted.
 const SHOWN_MAX: usize = 3;
 
-pub(super) fn service(service: &Value, now: Timestamp) -> Value {
+pub(crate) fn service(service: &Value, now: Timestamp) -> Value {
     let spec = &service["spec"];
     let addresses = texts(spec, &["clusterIPs"]);
     let address = addresses.first().copied().unwrap_or_else(|| text(spec, &["clusterIP"]));
@@ -67,7 +67,7 @@ fn external(service: &Value) -> String {
     }
 }
 
-pub(super) fn endpoints(endpoints: &Value, now: Timestamp) -> Value {
+pub(crate) fn endpoints(endpoints: &Value, now: Timestamp) -> Value {
     let mut all = Vec::new();
     for subset in list(&endpoints["subsets"]) {
         let addresses = || list(&subset["addresses"]).map(|address| text(address, &["ip"]));
@@ -87,7 +87,7 @@ pub(super) fn endpoints(endpoints: &Value, now: Timestamp) -> Value {
     json!([meta(endpoints, "name"), shown, age(endpoints, now)])
 }
 
-pub(super) fn slice(slice: &Value, now: Timestamp) -> Value {
+pub(crate) fn slice(slice: &Value, now: Timestamp) -> Value {
     const UNSET: &str = "<unset>";
     let ports: Vec<String> = list(&slice["ports"])
         .map(|port| match (&port["port"], text(port, &["name"])) {

@@ -29,7 +29,7 @@ fn labels(name: &str, info: &NodeInfoV1) -> Vec<(&'static str, String)> {
 }
 
 /// Brings a Node's labels up to date; whether anything changed.
-pub(super) fn set_labels(node: &mut Value, info: &NodeInfoV1) -> bool {
+pub fn set_labels(node: &mut Value, info: &NodeInfoV1) -> bool {
     let name = meta::name(node).to_owned();
     let before = node["metadata"]["labels"].clone();
     let metadata = meta::metadata_mut(node);
@@ -43,7 +43,7 @@ pub(super) fn set_labels(node: &mut Value, info: &NodeInfoV1) -> bool {
 }
 
 /// Says where the node's folder for volumes is; whether that is new.
-pub(super) fn set_storage_folder(node: &mut Value, info: &NodeInfoV1) -> bool {
+pub fn set_storage_folder(node: &mut Value, info: &NodeInfoV1) -> bool {
     let known = meta::annotation(node, api::storage::STORAGE_FOLDER).unwrap_or_default();
     if known == info.storage_folder || info.storage_folder.is_empty() {
         return false;
@@ -53,18 +53,19 @@ pub(super) fn set_storage_folder(node: &mut Value, info: &NodeInfoV1) -> bool {
 }
 
 /// Says where the node listens for the others; whether that is new.
-pub(super) fn set_tunnel_port(node: &mut Value, info: &NodeInfoV1) -> bool {
+pub fn set_tunnel_port(node: &mut Value, info: &NodeInfoV1) -> bool {
     let port = info.tunnel_port.to_string();
-    let known = meta::annotation(node, lower::network::TUNNEL_PORT).unwrap_or("0");
+    let known = meta::annotation(node, crate::network::TUNNEL_PORT).unwrap_or("0");
     if known == port {
         return false;
     }
-    meta::set_annotation(node, lower::network::TUNNEL_PORT, &port);
+    meta::set_annotation(node, crate::network::TUNNEL_PORT, &port);
     true
 }
 
 /// The Node's status after a hello at `now`.
-pub(super) fn status(node: &Value, info: &NodeInfoV1, now: Timestamp) -> Value {
+#[must_use]
+pub fn status(node: &Value, info: &NodeInfoV1, now: Timestamp) -> Value {
     let old = &node["status"];
     let mut status = old.as_object().cloned().unwrap_or_default();
     let mut resources = json!({
@@ -178,7 +179,8 @@ fn conditions(old: &Value, info: &NodeInfoV1, now: Timestamp) -> Vec<Value> {
 }
 
 /// Whether the Node's `Ready` condition is true.
-pub(super) fn is_ready(node: &Value) -> bool {
+#[must_use]
+pub fn is_ready(node: &Value) -> bool {
     node["status"]["conditions"].as_array().is_some_and(|conditions| {
         conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True")
     })

@@ -27,27 +27,33 @@ const METADATA_ORDER: &[&str] = &[
 ];
 
 /// The text at a path of keys, or empty.
-pub(crate) fn text<'a>(object: &'a Value, path: &[&str]) -> &'a str {
+#[must_use]
+pub fn text<'a>(object: &'a Value, path: &[&str]) -> &'a str {
     at(object, path).and_then(Value::as_str).unwrap_or_default()
 }
 
 /// The value at a path of keys; `null` counts as absent.
-pub(crate) fn at<'a>(object: &'a Value, path: &[&str]) -> Option<&'a Value> {
+#[must_use]
+pub fn at<'a>(object: &'a Value, path: &[&str]) -> Option<&'a Value> {
     path.iter().try_fold(object, |value, key| value.get(key)).filter(|value| !value.is_null())
 }
 
 /// `metadata.{key}`, or empty.
-pub(crate) fn meta<'a>(object: &'a Value, key: &str) -> &'a str {
+#[must_use]
+pub fn meta<'a>(object: &'a Value, key: &str) -> &'a str {
     text(object, &["metadata", key])
 }
 
-/// `metadata`, made if it is not there. The object must be a JSON object.
-pub(crate) fn metadata_mut(object: &mut Value) -> &mut Map<String, Value> {
+/// `metadata`, made if it is not there.
+pub fn metadata_mut(object: &mut Value) -> &mut Map<String, Value> {
     child_mut(object, "metadata")
 }
 
 /// The object below `key`, made if it is not there or is no object.
-pub(crate) fn child_mut<'a>(object: &'a mut Value, key: &str) -> &'a mut Map<String, Value> {
+///
+/// # Panics
+/// Never: what is used as an object was made one.
+pub fn child_mut<'a>(object: &'a mut Value, key: &str) -> &'a mut Map<String, Value> {
     if !object.is_object() {
         *object = Value::Object(Map::new());
     }
@@ -60,7 +66,7 @@ pub(crate) fn child_mut<'a>(object: &'a mut Value, key: &str) -> &'a mut Map<Str
 }
 
 /// Sets or removes `key`, so that `None` leaves nothing behind.
-pub(crate) fn set(map: &mut Map<String, Value>, key: &str, value: Option<Value>) {
+pub fn set(map: &mut Map<String, Value>, key: &str, value: Option<Value>) {
     match value {
         Some(value) => {
             map.insert(key.to_owned(), value);
@@ -72,12 +78,14 @@ pub(crate) fn set(map: &mut Map<String, Value>, key: &str, value: Option<Value>)
 }
 
 /// `metadata.finalizers` as texts.
-pub(crate) fn finalizers(object: &Value) -> Vec<&str> {
+#[must_use]
+pub fn finalizers(object: &Value) -> Vec<&str> {
     texts(object, &["metadata", "finalizers"])
 }
 
 /// The texts of a list at a path.
-pub(crate) fn texts<'a>(object: &'a Value, path: &[&str]) -> Vec<&'a str> {
+#[must_use]
+pub fn texts<'a>(object: &'a Value, path: &[&str]) -> Vec<&'a str> {
     at(object, path)
         .and_then(Value::as_array)
         .map(|list| list.iter().filter_map(Value::as_str).collect())
@@ -85,12 +93,17 @@ pub(crate) fn texts<'a>(object: &'a Value, path: &[&str]) -> Vec<&'a str> {
 }
 
 /// Whether somebody asked for the object's deletion.
-pub(crate) fn is_deleting(object: &Value) -> bool {
+#[must_use]
+pub fn is_deleting(object: &Value) -> bool {
     at(object, &["metadata", "deletionTimestamp"]).is_some()
 }
 
 /// The revision an object or patch says it was made from; `None` where it says nothing.
-pub(crate) fn resource_version(object: &Value) -> Result<Option<u64>, ()> {
+///
+/// # Errors
+/// It is no number.
+#[allow(clippy::result_unit_err, reason = "there is one way to fail, and callers word it")]
+pub fn resource_version(object: &Value) -> Result<Option<u64>, ()> {
     match meta(object, "resourceVersion") {
         "" | "0" => Ok(None),
         text => text.parse().map(Some).map_err(|_| ()),
@@ -98,17 +111,19 @@ pub(crate) fn resource_version(object: &Value) -> Result<Option<u64>, ()> {
 }
 
 /// Now, as objects carry it: UTC to the second.
-pub(crate) fn now_text() -> String {
+#[must_use]
+pub fn now_text() -> String {
     time_text(jiff::Timestamp::now())
 }
 
 /// A point in time as objects carry it.
-pub(crate) fn time_text(time: jiff::Timestamp) -> String {
+#[must_use]
+pub fn time_text(time: jiff::Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 /// The names of an object's group, version and kind.
-pub(crate) fn set_type(object: &mut Value, resource: &Resource) {
+pub fn set_type(object: &mut Value, resource: &Resource) {
     if let Some(map) = object.as_object_mut() {
         map.insert("kind".to_owned(), Value::from(resource.kind));
         map.insert("apiVersion".to_owned(), Value::from(resource.api_version()));
@@ -116,14 +131,16 @@ pub(crate) fn set_type(object: &mut Value, resource: &Resource) {
 }
 
 /// An object as bytes, with a gap where `metadata.resourceVersion` goes.
-pub(crate) struct Encoded {
+#[derive(Debug)]
+pub struct Encoded {
     before: Vec<u8>,
     after: Vec<u8>,
 }
 
 impl Encoded {
     /// Encodes `object`, whatever `resourceVersion` it carries.
-    pub(crate) fn new(object: &Value) -> Self {
+    #[must_use]
+    pub fn new(object: &Value) -> Self {
         let mut out = Vec::with_capacity(1024);
         out.push(b'{');
         for key in ["kind", "apiVersion"] {
@@ -162,7 +179,8 @@ impl Encoded {
     }
 
     /// The bytes of the object as `revision` stores it.
-    pub(crate) fn render(&self, revision: u64) -> Bytes {
+    #[must_use]
+    pub fn render(&self, revision: u64) -> Bytes {
         let digits = revision.to_string();
         let length = self.before.len() + digits.len() + self.after.len();
         let mut bytes = Vec::with_capacity(length);
@@ -173,7 +191,11 @@ impl Encoded {
     }
 
     /// The bytes of an object that is not stored, so has no revision yet.
-    pub(crate) fn render_unstored(object: &Value) -> Bytes {
+    ///
+    /// # Panics
+    /// Never: a value always serialises.
+    #[must_use]
+    pub fn render_unstored(object: &Value) -> Bytes {
         let mut bytes = Vec::with_capacity(1024);
         serde_json::to_writer(&mut bytes, object).expect("a Value always serialises");
         Bytes::from(bytes)
@@ -181,7 +203,8 @@ impl Encoded {
 }
 
 /// The bytes of a deleted object: its last state, at the revision of its deletion.
-pub(crate) fn at_revision(bytes: &Bytes, revision: u64) -> Bytes {
+#[must_use]
+pub fn at_revision(bytes: &Bytes, revision: u64) -> Bytes {
     match serde_json::from_slice::<Value>(bytes) {
         Ok(object) => Encoded::new(&object).render(revision),
         Err(_) => bytes.clone(),

@@ -1,11 +1,12 @@
 //! What is served, for clients to find out: discovery in both of its forms,
 //! made from the table of resources.
 
-use api::resource::{self, GroupVersionKind, Resource, Subresource, Verb, api_version};
+use api::resource::{GroupVersionKind, Resource, Subresource, Verb, api_version};
 use serde_json::{Value, json};
 
 /// `/api`, old form.
-pub(super) fn core_versions(server_address: &str) -> Value {
+#[must_use]
+pub fn core_versions(server_address: &str) -> Value {
     json!({
         "kind": "APIVersions", "versions": ["v1"],
         "serverAddressByClientCIDRs": [
@@ -15,15 +16,17 @@ pub(super) fn core_versions(server_address: &str) -> Value {
 }
 
 /// `/apis`, old form.
-pub(super) fn groups() -> Value {
+#[must_use]
+pub fn groups(table: &[Resource]) -> Value {
     let groups: Vec<Value> =
-        named_groups().map(|(name, versions)| group_of(name, &versions)).collect();
+        named_groups(table).map(|(name, versions)| group_of(name, &versions)).collect();
     json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
 }
 
 /// `/apis/{group}`.
-pub(super) fn group(name: &str) -> Option<Value> {
-    let (name, versions) = named_groups().find(|(group, _)| *group == name)?;
+#[must_use]
+pub fn group(table: &[Resource], name: &str) -> Option<Value> {
+    let (name, versions) = named_groups(table).find(|(group, _)| *group == name)?;
     let mut group = json!({"kind": "APIGroup", "apiVersion": "v1"});
     let fields = group_of(name, &versions);
     for (key, value) in fields.as_object().into_iter().flatten() {
@@ -33,9 +36,10 @@ pub(super) fn group(name: &str) -> Option<Value> {
 }
 
 /// `/api/v1` and `/apis/{group}/{version}`, old form.
-pub(super) fn resources(group: &str, version: &str) -> Option<Value> {
+#[must_use]
+pub fn resources(table: &[Resource], group: &str, version: &str) -> Option<Value> {
     let mut list = Vec::new();
-    for resource in of_version(group, version) {
+    for resource in of_version(table, group, version) {
         let mut entry = json!({
             "name": resource.plural, "singularName": resource.singular,
             "namespaced": resource.namespaced, "kind": resource.kind,
@@ -67,15 +71,16 @@ pub(super) fn resources(group: &str, version: &str) -> Option<Value> {
 }
 
 /// `/api` (core) or `/apis`, aggregated form.
-pub(super) fn aggregated(core: bool) -> Value {
-    let groups = resource::groups().into_iter().filter(|(name, _)| name.is_empty() == core);
+#[must_use]
+pub fn aggregated(table: &[Resource], core: bool) -> Value {
+    let groups = group_versions(table).into_iter().filter(|(name, _)| name.is_empty() == core);
     let items: Vec<Value> = groups
         .map(|(name, versions)| {
             let versions: Vec<Value> = versions
                 .iter()
                 .map(|version| {
                     let resources: Vec<Value> =
-                        of_version(name, version).map(aggregated_resource).collect();
+                        of_version(table, name, version).map(aggregated_resource).collect();
                     json!({"version": version, "resources": resources, "freshness": "Current"})
                 })
                 .collect();
@@ -126,15 +131,29 @@ fn add_names(entry: &mut Value, resource: &Resource) {
     }
 }
 
-fn named_groups() -> impl Iterator<Item = (&'static str, Vec<&'static str>)> {
-    resource::groups().into_iter().filter(|(name, _)| !name.is_empty())
+/// Groups in the order of the table, each with its versions in that order.
+fn group_versions(table: &[Resource]) -> Vec<(&'static str, Vec<&'static str>)> {
+    let mut groups: Vec<(&'static str, Vec<&'static str>)> = Vec::new();
+    for resource in table {
+        match groups.iter_mut().find(|(name, _)| *name == resource.group) {
+            Some((_, versions)) if versions.contains(&resource.version) => {}
+            Some((_, versions)) => versions.push(resource.version),
+            None => groups.push((resource.group, vec![resource.version])),
+        }
+    }
+    groups
+}
+
+fn named_groups(table: &[Resource]) -> impl Iterator<Item = (&'static str, Vec<&'static str>)> {
+    group_versions(table).into_iter().filter(|(name, _)| !name.is_empty())
 }
 
 fn of_version<'a>(
+    table: &'a [Resource],
     group: &'a str,
     version: &'a str,
-) -> impl Iterator<Item = &'static Resource> + 'a {
-    resource::all().iter().filter(move |r| r.group == group && r.version == version)
+) -> impl Iterator<Item = &'a Resource> + 'a {
+    table.iter().filter(move |r| r.group == group && r.version == version)
 }
 
 fn group_of(name: &str, versions: &[&str]) -> Value {
@@ -147,13 +166,17 @@ fn group_of(name: &str, versions: &[&str]) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use api::resource;
+
     use super::*;
 
     #[test]
     fn both_forms_list_the_same_resources() {
+        let all = resource::all();
+        assert_eq!(group_versions(all), resource::groups());
         for (group, versions) in resource::groups() {
             for version in versions {
-                let old = resources(group, version).unwrap();
+                let old = resources(all, group, version).unwrap();
                 let names: Vec<&str> = old["resources"]
                     .as_array()
                     .unwrap()
@@ -161,7 +184,7 @@ mod tests {
                     .filter_map(|r| r["name"].as_str())
                     .filter(|name| !name.contains('/'))
                     .collect();
-                let new = aggregated(group.is_empty());
+                let new = aggregated(all, group.is_empty());
                 let items = new["items"].as_array().unwrap();
                 let item = items
                     .iter()
@@ -176,8 +199,8 @@ mod tests {
                 assert_eq!(names, listed);
             }
         }
-        assert!(resources("apps", "v9").is_none());
-        assert_eq!(group("apps").unwrap()["preferredVersion"]["groupVersion"], "apps/v1");
-        assert!(group("").is_none());
+        assert!(resources(all, "apps", "v9").is_none());
+        assert_eq!(group(all, "apps").unwrap()["preferredVersion"]["groupVersion"], "apps/v1");
+        assert!(group(all, "").is_none());
     }
 }

@@ -11,7 +11,7 @@ use crate::status::Status;
 
 /// The shape of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Form {
+pub enum Form {
     /// As it is stored.
     Object,
     /// `meta.k8s.io/v1` Table.
@@ -26,7 +26,10 @@ pub(super) enum Form {
 const ACCEPT_BYTES_MAX: usize = 8 * 1024;
 
 /// The first form in `Accept` that is among `offered`; [`Form::Object`] always is.
-pub(super) fn form(headers: &HeaderMap, offered: &[Form]) -> Result<Form, Status> {
+///
+/// # Errors
+/// `NotAcceptable`: the client takes none of them.
+pub fn form(headers: &HeaderMap, offered: &[Form]) -> Result<Form, Status> {
     let mut ranges = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let Some(first) = ranges.next() else { return Ok(Form::Object) };
     let mut text = first.to_owned();
@@ -74,7 +77,8 @@ fn read_range(range: &str, offered: &[Form]) -> Option<Form> {
 }
 
 /// Whether the client takes gzip.
-pub(super) fn accepts_gzip(headers: &HeaderMap) -> bool {
+#[must_use]
+pub fn accepts_gzip(headers: &HeaderMap) -> bool {
     let values = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).any(|coding| {
         let mut parts = coding.split(';').map(str::trim);

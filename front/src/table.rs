@@ -1,14 +1,13 @@
 //! Objects as rows, the way `kubectl get` prints them, and as metadata only.
 
-use api::resource::Resource;
 use serde_json::{Value, json};
 
-use super::printers::{self, Column};
+use crate::printers::{Column, Printer};
 use crate::status::Status;
 
 /// What goes into `object` of each row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Include {
+pub enum Include {
     /// Nothing.
     None,
     /// `PartialObjectMetadata`.
@@ -18,7 +17,11 @@ pub(super) enum Include {
 }
 
 impl Include {
-    pub(super) fn parse(text: Option<&str>) -> Result<Self, Status> {
+    /// Reads `includeObject`.
+    ///
+    /// # Errors
+    /// `BadRequest`: it is unknown.
+    pub fn parse(text: Option<&str>) -> Result<Self, Status> {
         match text {
             None | Some("Metadata") => Ok(Self::Metadata),
             Some("None") => Ok(Self::None),
@@ -32,14 +35,14 @@ impl Include {
 }
 
 /// A table of `objects`, with `metadata` of the list.
-pub(super) fn table(
-    resource: &Resource,
+#[must_use]
+pub fn table(
+    printer: &Printer,
     objects: Vec<Value>,
     include: Include,
     metadata: &Value,
     with_columns: bool,
 ) -> Value {
-    let printer = printers::printer(resource);
     let now = jiff::Timestamp::now();
     let rows: Vec<Value> = objects
         .into_iter()
@@ -74,7 +77,8 @@ fn column(column: &Column) -> Value {
 }
 
 /// `PartialObjectMetadata` of an object.
-pub(super) fn partial(mut object: Value) -> Value {
+#[must_use]
+pub fn partial(mut object: Value) -> Value {
     let metadata = object.get_mut("metadata").map(Value::take).unwrap_or_default();
     json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
 }

@@ -7,6 +7,7 @@ use std::pin::Pin;
 use bytes::Bytes;
 use futures::Stream;
 
+use crate::path::Query;
 use crate::status::Status;
 
 /// Which part of which log.
@@ -36,6 +37,26 @@ pub struct LogRequest {
     pub tail_lines: Option<u64>,
     /// At most so many bytes.
     pub limit_bytes: Option<u64>,
+}
+
+impl LogRequest {
+    /// Reads the query of `log`; which pod is meant is still to be said.
+    ///
+    /// # Errors
+    /// `BadRequest`: a parameter makes no sense.
+    pub fn read(query: &Query) -> Result<Self, Status> {
+        Ok(Self {
+            container: query.get("container").unwrap_or_default().to_owned(),
+            follow: query.flag("follow")?,
+            previous: query.flag("previous")?,
+            timestamps: query.flag("timestamps")?,
+            since_seconds: query.number("sinceSeconds")?,
+            since_time: query.get("sinceTime").map(str::to_owned),
+            tail_lines: query.number("tailLines")?,
+            limit_bytes: query.number("limitBytes")?,
+            ..Self::default()
+        })
+    }
 }
 
 /// Bytes of a log, as they are read.

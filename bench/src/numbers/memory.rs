@@ -28,7 +28,7 @@ pub(crate) async fn measure(world: &mut World, n_pods: usize) -> anyhow::Result<
     node_becomes_ready(&client, "north").await?;
     sleep(SETTLE).await;
     let idle = pss("agent, idle, runs OCI and WASM", world.agent_pid("north")?, 12.0)?;
-    note("the agent has no Service proxy yet, which the bar includes");
+    note("the proxy is a process of its own and not counted here; the bar includes it");
     run_pods(&client, "oci", n_pods).await?;
     run_pods(&client, "wasm", n_pods).await?;
     sleep(SETTLE).await;

@@ -244,8 +244,10 @@ impl Agent {
 
     /// Starts the next time as another program, as after an upgrade.
     pub(crate) fn upgrade(&mut self) {
-        let copy = self.dir.join("pinnace-agent-upgraded");
-        fs::copy(self.program(), &copy).expect("the program is copied");
+        let (new, copy) = (self.dir.join("new"), self.dir.join("pinnace-agent-upgraded"));
+        fs::copy(self.program(), &new).expect("the program is copied");
+        // Shims and the proxy may run the one that it replaces.
+        fs::rename(&new, &copy).expect("the copy is renamed");
         self.program = Some(copy);
     }
 

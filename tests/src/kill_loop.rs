@@ -23,13 +23,11 @@ use serde_json::{Value, json};
 use crate::harness::World;
 use crate::harness::pods::{self, name};
 use crate::harness::programs::guest;
-use crate::harness::wait::{block_on, check, until_within};
+use crate::harness::wait::{block_on, check, until};
 use crate::sim::rng::Rng;
 
 const KILLS_DEFAULT: u64 = 60;
 const SEED_DEFAULT: u64 = 7;
-/// How long after a kill everything may take to be as it is to be.
-const SETTLED: Duration = Duration::from_secs(300);
 /// Pods that come and go, at most.
 const CHURN_MAX: usize = 5;
 
@@ -224,9 +222,7 @@ impl Loop {
 
     /// Waits until the machine is exactly what the API says.
     fn becomes_consistent(&mut self) {
-        // A container that was killed in the making, between its shim and its program, is
-        // given up by the agent after two minutes.
-        let found = until_within("the machine is what the API says", SETTLED, || {
+        let found = until("the machine is what the API says", || {
             assert!(self.world.agents[0].is_running(), "the agent ended by itself");
             let pods = self.world.api.list("/api/v1/namespaces/default/pods");
             for pod in &pods {

@@ -31,31 +31,7 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     if text.is_empty() { Err(malformed()) } else { Ok(total) }
 }
 
-/// `45s`, `4m5s`, `12h`, `6d23h`, `2y35d`: as `kubectl` shows an age.
-///
-/// Source: `k8s.io/apimachinery/pkg/util/duration`.
-pub(crate) fn age(seconds: i64) -> String {
-    if seconds < -1 {
-        return "<invalid>".to_owned();
-    }
-    let seconds = seconds.max(0);
-    let pair = |value: i64, unit: &str, rest: i64, small: &str| {
-        if rest == 0 { format!("{value}{unit}") } else { format!("{value}{unit}{rest}{small}") }
-    };
-    let (minutes, hours) = (seconds / 60, seconds / 3600);
-    let days = hours / 24;
-    match () {
-        () if seconds < 120 => format!("{seconds}s"),
-        () if minutes < 10 => pair(minutes, "m", seconds % 60, "s"),
-        () if minutes < 180 => format!("{minutes}m"),
-        () if hours < 8 => pair(hours, "h", minutes % 60, "m"),
-        () if hours < 48 => format!("{hours}h"),
-        () if hours < 24 * 8 => pair(days, "d", hours % 24, "h"),
-        () if days < 365 * 2 => format!("{days}d"),
-        () if days < 365 * 8 => pair(days / 365, "y", days % 365, "d"),
-        () => format!("{}y", days / 365),
-    }
-}
+pub(crate) use api::time::human_duration as age;
 
 /// Time since a point in time that an object carries.
 pub(crate) fn since(timestamp: &str, now: jiff::Timestamp) -> String {

@@ -437,35 +437,8 @@ pub fn printer(resource: &Resource) -> &'static Printer {
 /// Time since a point in time, in kubectl's short form.
 pub(crate) fn since(timestamp: &str, now: Timestamp) -> String {
     match time::parse(timestamp) {
-        Some(then) => human_duration(time::seconds_between(then, now)),
+        Some(then) => time::human_duration(time::seconds_between(then, now)),
         None => UNKNOWN.to_owned(),
-    }
-}
-
-/// `45s`, `4m5s`, `12h`, `6d23h`, `2y35d`: two units at most, and one where it is enough.
-///
-/// Source: `k8s.io/apimachinery/pkg/util/duration`.
-fn human_duration(seconds: i64) -> String {
-    // A clock that is a little behind is no news.
-    if seconds < -1 {
-        return "<invalid>".to_owned();
-    }
-    let seconds = seconds.max(0);
-    let pair = |value: i64, unit: &str, rest: i64, small: &str| {
-        if rest == 0 { format!("{value}{unit}") } else { format!("{value}{unit}{rest}{small}") }
-    };
-    let (minutes, hours) = (seconds / 60, seconds / 3600);
-    let days = hours / 24;
-    match () {
-        () if seconds < 120 => format!("{seconds}s"),
-        () if minutes < 10 => pair(minutes, "m", seconds % 60, "s"),
-        () if minutes < 180 => format!("{minutes}m"),
-        () if hours < 8 => pair(hours, "h", minutes % 60, "m"),
-        () if hours < 48 => format!("{hours}h"),
-        () if hours < 24 * 8 => pair(days, "d", hours % 24, "h"),
-        () if days < 365 * 2 => format!("{days}d"),
-        () if days < 365 * 8 => pair(days / 365, "y", days % 365, "d"),
-        () => format!("{}y", days / 365),
     }
 }
 
@@ -610,7 +583,7 @@ mod tests {
             (252_288_000, "8y"),
         ];
         for (seconds, expected) in table {
-            assert_eq!(human_duration(seconds), expected, "{seconds}");
+            assert_eq!(time::human_duration(seconds), expected, "{seconds}");
         }
     }
 
